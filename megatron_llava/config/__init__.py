@@ -1,0 +1,1 @@
+"""Keyword-only dataclasses: every setting, documented; they are the command line."""

@@ -1,0 +1,1 @@
+"""Declarative weight maps between Hugging Face and Megatron checkpoints."""

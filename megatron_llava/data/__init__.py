@@ -1,0 +1,1 @@
+"""Records, the indexed store, packing plans, batches and the loader."""

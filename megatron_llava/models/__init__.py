@@ -1,0 +1,1 @@
+"""Layer specs, vision tower, projector and LlavaModel."""

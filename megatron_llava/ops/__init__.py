@@ -1,0 +1,1 @@
+"""The visual packing operator and packed attention."""

@@ -1,0 +1,1 @@
+"""The device: CUDA with NCCL, or CPU with gloo."""

@@ -1,0 +1,1 @@
+"""Tokenizers, conversation templates and label masks."""

@@ -1,0 +1,1 @@
+"""Loss, optimizer groups, the loop and checkpoints."""

@@ -1,0 +1,1 @@
+"""AnyRes grids, tiles and the token layout of an image."""
