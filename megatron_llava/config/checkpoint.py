@@ -1,0 +1,38 @@
+"""What is read at the start, and written during the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_llava.config.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints: where, when and which of their contents."""
+
+    save: str | None = flag(None, "Folder to write checkpoints to; needs --save-interval")
+    load: str | None = flag(
+        None, "Folder of the run to resume: weights, optimizer, random states and step"
+    )
+    pretrained_checkpoint: str | None = flag(
+        None,
+        "Folder of the weights to start from at step 0; not read where --load holds a checkpoint",
+    )
+    save_interval: int | None = flag(None, "Steps between checkpoints", minimum=1)
+    no_save_optim: bool = flag(False, "Write no optimizer state")
+    no_load_optim: bool = flag(False, "Read no optimizer state from --load")
+    no_load_rng: bool = flag(False, "Read no random states from --load")
+    finetune: bool = flag(
+        False, "Take only the weights of --load and start again at step 0 of the data"
+    )
+    ckpt_step: int | None = flag(
+        None, "Step of --load to read", minimum=0, default_text="the latest"
+    )
+    exit_on_missing_checkpoint: bool = flag(
+        False, "Stop where --load holds no checkpoint, instead of starting at step 0"
+    )
+    ckpt_format: Literal["torch_dist"] = flag(
+        "torch_dist", "Format of checkpoints; they load at any parallel layout"
+    )

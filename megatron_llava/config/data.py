@@ -1,0 +1,26 @@
+"""Which samples are read and how they are packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_llava.config.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The stores, the packs and the loader."""
+
+    data_path: str | None = flag(None, "Prefix of the training store")
+    valid_data_path: str | None = flag(
+        None, "Prefix of the validation store; needs --eval-interval"
+    )
+    seq_length: int | None = flag(None, "Tokens in one pack, images expanded", minimum=1)
+    num_workers: int = flag(2, "Loader processes per rank; 0 loads in the trainer", minimum=0)
+    data_cache_path: str | None = flag(
+        None, "Folder for packing plans", default_text="beside the store"
+    )
+    max_bad_records: int = flag(
+        0, "Samples that may be skipped as unusable before the run stops", minimum=0
+    )
+    packing_window: int = flag(4096, "Samples packed together by first-fit-decreasing", minimum=1)

@@ -1,0 +1,17 @@
+"""What a run tells about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_llava.config.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """The log line, TensorBoard and the JSONL file."""
+
+    log_interval: int = flag(100, "Steps between log lines", minimum=1)
+    tensorboard_dir: str | None = flag(None, "Folder for TensorBoard events")
+    log_file: str | None = flag(None, "JSON Lines file that gets one record per log line")
+    no_progress_bar: bool = flag(False, "Show no progress bar")

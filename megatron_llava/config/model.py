@@ -1,0 +1,170 @@
+"""What the model is: language model, vision tower, and how images become tokens.
+
+A checkpoint's ``model.yaml`` fills the fields that no flag sets; see ``model_yaml.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_llava.config.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """The language model's architecture."""
+
+    language_model_type: Literal["llama", "qwen2", "mistral"] | None = flag(
+        None, "Family of the language model", from_checkpoint="fixed"
+    )
+    num_layers: int | None = flag(None, "Decoder layers", minimum=1, from_checkpoint="fixed")
+    hidden_size: int | None = flag(
+        None, "Width of the residual stream", minimum=1, from_checkpoint="fixed"
+    )
+    ffn_hidden_size: int | None = flag(
+        None, "Width of the gated MLP", minimum=1, from_checkpoint="fixed"
+    )
+    num_attention_heads: int | None = flag(None, "Query heads", minimum=1, from_checkpoint="fixed")
+    num_query_groups: int | None = flag(
+        None,
+        "Key-value heads",
+        minimum=1,
+        from_checkpoint="fixed",
+        default_text="from the checkpoint, else --num-attention-heads",
+    )
+    kv_channels: int | None = flag(
+        None,
+        "Width of one head",
+        minimum=1,
+        from_checkpoint="fixed",
+        default_text="from the checkpoint, else --hidden-size / --num-attention-heads",
+    )
+    max_position_embeddings: int | None = flag(
+        None, "Longest sequence the model was made for", minimum=1, from_checkpoint="fixed"
+    )
+    vocab_size: int | None = flag(
+        None, "Rows of the embedding before padding", minimum=1, from_checkpoint="fixed"
+    )
+    make_vocab_size_divisible_by: int = flag(
+        128,
+        "The embedding is padded to a multiple of this times --tensor-model-parallel-size",
+        minimum=1,
+        from_checkpoint="overridable",
+    )
+    norm_epsilon: float | None = flag(
+        None, "Epsilon of the RMS norms", above=0, from_checkpoint="fixed"
+    )
+    rotary_base: float | None = flag(
+        None, "Base of the rotary position embedding", above=0, from_checkpoint="fixed"
+    )
+    add_qkv_bias: bool | None = flag(
+        None, "Biases on the query, key and value projections", from_checkpoint="fixed"
+    )
+    untie_embeddings_and_output_weights: bool | None = flag(
+        None, "An output layer of its own instead of the embedding's", from_checkpoint="fixed"
+    )
+    init_method_std: float = flag(
+        0.02,
+        "Standard deviation of freshly initialised weights",
+        above=0,
+        from_checkpoint="overridable",
+    )
+
+    @property
+    def query_groups(self) -> int | None:
+        """Key-value heads; as many as query heads where ``num_query_groups`` is not given."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int | None:
+        """Width of one head; ``hidden_size // num_attention_heads`` where not given."""
+        if self.kv_channels is not None:
+            return self.kv_channels
+        if self.hidden_size is None or self.num_attention_heads is None:
+            return None
+        return self.hidden_size // self.num_attention_heads
+
+    def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
+        """Rows of the embedding: vocab_size up to the next multiple of the divisor times TP."""
+        assert self.vocab_size is not None, "vocab_size is filled before it is padded"
+        multiple = self.make_vocab_size_divisible_by * tensor_model_parallel_size
+        return -(-self.vocab_size // multiple) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The vision tower's architecture and the projector."""
+
+    vision_model_type: Literal["clip", "siglip"] | None = flag(
+        None, "Family of the vision tower", from_checkpoint="fixed"
+    )
+    vision_num_layers: int | None = flag(
+        None, "Encoder layers of the vision tower", minimum=1, from_checkpoint="fixed"
+    )
+    vision_hidden_size: int | None = flag(
+        None, "Width of the vision tower", minimum=1, from_checkpoint="fixed"
+    )
+    vision_ffn_hidden_size: int | None = flag(
+        None, "Width of the vision tower's MLP", minimum=1, from_checkpoint="fixed"
+    )
+    vision_num_attention_heads: int | None = flag(
+        None, "Attention heads of the vision tower", minimum=1, from_checkpoint="fixed"
+    )
+    vision_image_size: int | None = flag(
+        None, "Side of one tile in pixels", minimum=1, from_checkpoint="fixed"
+    )
+    vision_patch_size: int | None = flag(
+        None, "Side of one patch in pixels", minimum=1, from_checkpoint="fixed"
+    )
+    vision_norm_epsilon: float | None = flag(
+        None, "Epsilon of the vision tower's layer norms", above=0, from_checkpoint="fixed"
+    )
+    vision_hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] | None = flag(
+        None, "Activation of the vision tower's MLP", from_checkpoint="fixed"
+    )
+    mm_vision_select_layer: int | None = flag(
+        None,
+        "Hidden state the projector reads: 0 is the embedding, negative counts from the end",
+        from_checkpoint="fixed",
+    )
+    mm_projector_type: str = flag(
+        "mlp2x_gelu", "Projector: linear, or mlpNx_gelu with N layers", from_checkpoint="fixed"
+    )
+
+
+def _pinpoints_text(value: Any) -> Any:
+    """A YAML list of [width, height] pairs as the text that the grid parser reads."""
+    return str([list(pair) for pair in value]) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How an image becomes tiles and tokens; a flag wins over the checkpoint's value."""
+
+    image_aspect_ratio: str | None = flag(
+        None,
+        "square, pad, anyres, anyres_max_N or nobase",
+        from_checkpoint="overridable",
+    )
+    image_grid_pinpoints: str | None = flag(
+        None,
+        "Grids of tiles: a range such as (1x1),...,(6x6), or a list of pixel sizes",
+        from_checkpoint="overridable",
+        parse=_pinpoints_text,
+    )
+    mm_patch_merge_type: str | None = flag(
+        None,
+        "How tiles become tokens: flat, spatial or spatial_unpad, each also with _nobase",
+        from_checkpoint="overridable",
+    )
+    pinpoint_order: Literal["wh", "hw"] = flag(
+        "wh",
+        "Whether a pair in --image-grid-pinpoints is (width, height) or (height, width)",
+        from_checkpoint="overridable",
+    )
+    unpad_round: Literal["llava", "hf"] = flag(
+        "llava",
+        "Rounding of the unpadded size: the original code's or transformers'",
+        from_checkpoint="overridable",
+    )

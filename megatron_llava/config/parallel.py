@@ -1,0 +1,84 @@
+"""Where the model runs and in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_llava.config.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """The device, the process grid and the data-parallel engine."""
+
+    device: Literal["auto", "cuda", "cpu"] = flag(
+        "auto", "Where to run; auto takes CUDA where a GPU is visible, else the CPU over gloo"
+    )
+    tensor_model_parallel_size: int = flag(
+        1, "Ranks that share the weights of one layer", minimum=1
+    )
+    pipeline_model_parallel_size: int = flag(
+        1, "Ranks that share the layers of one model, in order", minimum=1
+    )
+    sequence_parallel: bool = flag(
+        False, "Split norms and dropouts along the sequence over the tensor-parallel ranks"
+    )
+    distributed_timeout_minutes: int = flag(
+        10, "Minutes after which a collective that does not end is an error", minimum=1
+    )
+    use_distributed_optimizer: bool = flag(
+        False, "Shard the optimizer's state over the data-parallel ranks"
+    )
+    overlap_grad_reduce: bool = flag(
+        False, "Reduce gradients bucket by bucket while the backward pass runs"
+    )
+    overlap_param_gather: bool = flag(
+        False,
+        "Gather parameters while the forward pass runs; needs --use-distributed-optimizer "
+        "and --overlap-grad-reduce",
+    )
+    ddp_bucket_size: int | None = flag(
+        None,
+        "Parameters in one gradient bucket",
+        minimum=1,
+        default_text="Megatron-core's choice",
+    )
+    transformer_impl: Literal["local", "transformer_engine"] = flag(
+        "local",
+        "Layer implementation; Megatron's own default is transformer_engine, "
+        "here Transformer Engine is used only when asked for",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """The number formats of weights, gradients and matrix products."""
+
+    bf16: bool = flag(False, "Compute in bfloat16 with float32 master weights")
+    accumulate_allreduce_grads_in_fp32: bool = flag(
+        False, "Accumulate and reduce gradients in float32; --bf16 implies it"
+    )
+    grad_reduce_in_bf16: bool = flag(
+        False, "With --bf16, accumulate and reduce gradients in bfloat16 instead of float32"
+    )
+    fp8_format: Literal["e4m3", "hybrid"] | None = flag(
+        None,
+        "FP8 matrix products: e4m3 throughout, or hybrid (e4m3 forward, e5m2 backward); "
+        "needs --transformer-impl transformer_engine, --bf16 and a GPU",
+        default_text="off",
+    )
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = flag(
+        "delayed", "How FP8 scales are chosen"
+    )
+
+    @property
+    def reduce_grads_in_fp32(self) -> bool:
+        """Whether gradients are accumulated and reduced in float32.
+
+        bfloat16 training does so unless ``--grad-reduce-in-bf16`` (Megatron's rule); float32
+        training has float32 gradients anyway.
+        """
+        if self.bf16 and not self.grad_reduce_in_bf16:
+            return True
+        return self.accumulate_allreduce_grads_in_fp32

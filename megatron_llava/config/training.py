@@ -1,0 +1,103 @@
+"""How the weights are changed: optimizer, batches, steps and recomputation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_llava.config.fields import flag
+
+TUNABLE_PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """The optimizer and its learning-rate schedule."""
+
+    optimizer: Literal["adam"] = flag("adam", "Optimizer; adam decays weights decoupled (AdamW)")
+    lr: float | None = flag(None, "Peak learning rate", above=0)
+    min_lr: float = flag(0.0, "Learning rate at the end of the decay", minimum=0)
+    mm_projector_lr: float | None = flag(
+        None, "Peak learning rate of the projector", above=0, default_text="--lr"
+    )
+    mm_vision_tower_lr: float | None = flag(
+        None, "Peak learning rate of the vision tower", above=0, default_text="--lr"
+    )
+    weight_decay: float = flag(0.01, "Weight decay", minimum=0)
+    adam_beta1: float = flag(0.9, "Decay of the gradient's mean", minimum=0, below=1)
+    adam_beta2: float = flag(0.999, "Decay of the squared gradient's mean", minimum=0, below=1)
+    adam_eps: float = flag(1e-8, "Added to the denominator of the update", above=0)
+    clip_grad: float = flag(1.0, "Largest global gradient norm; 0 turns clipping off", minimum=0)
+    lr_decay_style: Literal["constant", "linear", "cosine"] = flag(
+        "linear", "Shape of the decay after warmup; linear is Megatron's default, cosine LLaVA's"
+    )
+    lr_decay_iters: int | None = flag(
+        None, "Step at which the decay ends", minimum=1, default_text="--train-iters"
+    )
+    lr_warmup_iters: int = flag(0, "Steps of linear warmup from 0", minimum=0)
+    lr_warmup_fraction: float | None = flag(
+        None, "Warmup as a share of the decay steps, rounded up", minimum=0, below=1
+    )
+
+    def decay_iters(self, train_iters: int) -> int:
+        """Step at which the decay ends: ``lr_decay_iters``, else ``train_iters``."""
+        return train_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
+    def warmup_iters(self, train_iters: int) -> int:
+        """Steps of warmup.
+
+        A fraction is ``ceil(decay_steps * fraction)`` in double precision, the number of steps that
+        transformers' ``warmup_ratio`` (and so LLaVA's training) takes.
+        """
+        if self.lr_warmup_fraction is None:
+            return self.lr_warmup_iters
+        return math.ceil(self.decay_iters(train_iters) * self.lr_warmup_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Batches, steps, and which parts of the model learn."""
+
+    micro_batch_size: int = flag(
+        1, "Packs per forward pass; a pack already holds many samples, so this is 1", minimum=1
+    )
+    global_batch_size: int | None = flag(
+        None, "Packs per optimizer step", minimum=1, default_text="one per data-parallel rank"
+    )
+    train_iters: int | None = flag(None, "Optimizer steps of the run", minimum=1)
+    seed: int = flag(1234, "Seed of initialisation, dropout and data order", minimum=0)
+    mm_tunable_parts: tuple[str, ...] = flag(
+        TUNABLE_PARTS, "Parts that are trained, comma-separated; the others are frozen"
+    )
+    eval_interval: int | None = flag(
+        None, "Steps between evaluations on --valid-data-path", minimum=1, default_text="never"
+    )
+    eval_iters: int = flag(100, "Global batches in one evaluation", minimum=1)
+    exit_interval: int | None = flag(
+        None,
+        "Save and leave at each step that is a multiple of this",
+        minimum=1,
+        default_text="never",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """Which activations are computed again in the backward pass instead of being kept."""
+
+    recompute_activations: bool = flag(False, "Same as --recompute-granularity selective")
+    recompute_granularity: Literal["full", "selective"] | None = flag(
+        None, "Recompute whole layers, or only the core of attention", default_text="off"
+    )
+    recompute_method: Literal["uniform", "block"] | None = flag(
+        None, "With full: recompute in chunks of layers, or the first layers of each stage"
+    )
+    recompute_num_layers: int | None = flag(
+        None, "With full: layers in a chunk (uniform) or in a stage (block)", minimum=1
+    )
+
+    @property
+    def granularity(self) -> Literal["full", "selective"] | None:
+        """``recompute_granularity`` with ``recompute_activations`` taken into account."""
+        return "selective" if self.recompute_activations else self.recompute_granularity
