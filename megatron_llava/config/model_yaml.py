@@ -1,0 +1,57 @@
+"""A checkpoint's ``model.yaml``: the architecture that its weights were made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_llava.config.run import RunConfig, all_fields
+from megatron_llava.config.yaml_file import field_values, write_yaml
+
+MODEL_GROUPS = ("language", "vision", "image")
+
+
+def model_to_yaml(config: RunConfig) -> str:
+    """The text of ``model.yaml``: the language, vision and image fields that are not None."""
+    return write_yaml(
+        choose=lambda spec: spec.group in MODEL_GROUPS and config.get(spec.name) is not None,
+        value=lambda spec: config.get(spec.name),
+        comment=lambda spec: "",
+    )
+
+
+def fill_model_from(config: RunConfig, mapping: Mapping[Any, Any], source: str) -> RunConfig:
+    """A copy of ``config`` with the model's fields taken from a checkpoint.
+
+    A field that the user gave (``config.explicit``) keeps the user's value. Where it describes the
+    weights, that value must be the checkpoint's.
+
+    Args:
+        config: the run's settings.
+        mapping: what ``model.yaml`` holds (see :func:`model_to_yaml`).
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: an unknown key or a bad value in the mapping, or a flag that contradicts the
+            weights (names the flag, both values and the file).
+    """
+    explicit = config.explicit
+    values = field_values(mapping, source, MODEL_GROUPS)
+    if "image_aspect_ratio" in explicit and config.image.image_aspect_ratio in ("square", "pad"):
+        # One view has no grid: the checkpoint's list goes with the mode that the user replaced.
+        values.pop("image_grid_pinpoints", None)
+    if "image_grid_pinpoints" in explicit:
+        # The order says how the list is written, so the checkpoint's is not the user's list's.
+        values.pop("pinpoint_order", None)
+    filled: dict[str, Any] = {}
+    for name, value in values.items():
+        spec = all_fields()[name]
+        if name not in explicit:
+            filled[name] = value
+        elif spec.info.from_checkpoint == "fixed" and config.get(name) != value:
+            origin = f" in {config.config_file}" if config.sources[name] == "file" else ""
+            raise ValueError(
+                f"{spec.option} {config.get(name)}{origin} contradicts {name} {value} in {source}: "
+                f"drop it, or start from a checkpoint of that shape"
+            )
+    return config.with_values(filled, "checkpoint")
