@@ -1,0 +1,142 @@
+"""Rules of ``validate`` about the model and the ranks that hold it."""
+
+from __future__ import annotations
+
+from megatron_llava.config.run import RunConfig
+
+
+def check_layout(config: RunConfig, world_size: int) -> None:
+    """The ranks and the layers divide among the stages."""
+    config.data_parallel_size(world_size)
+    layers = known(config.language.num_layers)
+    pipeline = config.parallel.pipeline_model_parallel_size
+    check_divisible("--num-layers", layers, "--pipeline-model-parallel-size", pipeline)
+
+
+def check_language(config: RunConfig) -> None:
+    """Heads and widths of the language model divide among the tensor-parallel ranks."""
+    language = config.language
+    tensor = config.parallel.tensor_model_parallel_size
+    heads = known(language.num_attention_heads)
+    groups = known(language.query_groups)
+    tensor_flag = "--tensor-model-parallel-size"
+    check_divisible("--num-attention-heads", heads, "--num-query-groups", groups)
+    if language.kv_channels is None:
+        check_divisible(
+            "--hidden-size", known(language.hidden_size), "--num-attention-heads", heads
+        )
+    check_divisible("--num-attention-heads", heads, tensor_flag, tensor)
+    if groups % tensor != 0 and tensor % groups != 0:
+        raise ValueError(
+            f"--num-query-groups {groups} is neither a multiple nor a divisor of {tensor_flag} "
+            f"{tensor}: give a {tensor_flag} that is"
+        )
+    check_divisible("--ffn-hidden-size", known(language.ffn_hidden_size), tensor_flag, tensor)
+
+
+def check_vision(config: RunConfig) -> None:
+    """Heads and widths of the vision tower divide likewise; its layer and patch exist."""
+    vision = config.vision
+    tensor = config.parallel.tensor_model_parallel_size
+    tensor_flag = "--tensor-model-parallel-size"
+    heads = known(vision.vision_num_attention_heads)
+    ffn = known(vision.vision_ffn_hidden_size)
+    width = known(vision.vision_hidden_size)
+    check_divisible("--vision-hidden-size", width, "--vision-num-attention-heads", heads)
+    check_divisible("--vision-num-attention-heads", heads, tensor_flag, tensor)
+    check_divisible("--vision-ffn-hidden-size", ffn, tensor_flag, tensor)
+    image, patch = known(vision.vision_image_size), known(vision.vision_patch_size)
+    if patch > image:
+        raise ValueError(
+            f"--vision-patch-size {patch} is more than --vision-image-size {image}: "
+            "a tile must hold at least one patch"
+        )
+    layers = known(vision.vision_num_layers)
+    select = vision.mm_vision_select_layer
+    assert select is not None
+    if not -layers - 1 <= select <= layers:
+        raise ValueError(
+            f"--mm-vision-select-layer {select} is not among the {layers + 1} hidden states of "
+            f"--vision-num-layers {layers}: give a number from {-layers - 1} to {layers}"
+        )
+
+
+def check_data_parallel(config: RunConfig) -> None:
+    """Parameter gathering overlaps only with what it builds on."""
+    parallel = config.parallel
+    if not parallel.overlap_param_gather:
+        return
+    for option, given in (
+        ("--use-distributed-optimizer", parallel.use_distributed_optimizer),
+        ("--overlap-grad-reduce", parallel.overlap_grad_reduce),
+    ):
+        if not given:
+            raise ValueError(f"--overlap-param-gather needs {option}: add it")
+
+
+def check_precision(config: RunConfig) -> None:
+    """Number formats that the implementation and the device have."""
+    parallel, precision = config.parallel, config.precision
+    if precision.grad_reduce_in_bf16 and not precision.bf16:
+        raise ValueError("--grad-reduce-in-bf16 needs --bf16: add it, or drop the flag")
+    if precision.grad_reduce_in_bf16 and precision.accumulate_allreduce_grads_in_fp32:
+        raise ValueError(
+            "--grad-reduce-in-bf16 contradicts --accumulate-allreduce-grads-in-fp32: give one"
+        )
+    if parallel.transformer_impl == "transformer_engine" and parallel.device == "cpu":
+        raise ValueError(
+            "--transformer-impl transformer_engine needs a GPU, and --device is cpu: "
+            "give --transformer-impl local"
+        )
+    if precision.fp8_format is None:
+        if precision.fp8_recipe != "delayed":
+            raise ValueError(
+                f"--fp8-recipe {precision.fp8_recipe} needs --fp8-format: add it, or drop the flag"
+            )
+        return
+    fp8 = f"--fp8-format {precision.fp8_format}"
+    if parallel.device == "cpu":
+        raise ValueError(
+            f"{fp8} needs a GPU, and --device is cpu: drop it, or run on --device cuda"
+        )
+    if parallel.transformer_impl != "transformer_engine":
+        raise ValueError(
+            f"{fp8} needs --transformer-impl transformer_engine, not {parallel.transformer_impl}"
+        )
+    if not precision.bf16:
+        raise ValueError(f"{fp8} needs --bf16: add it")
+
+
+def check_sequence(config: RunConfig) -> None:
+    """The pack fits the model, and divides where it is split."""
+    sequence = known(config.data.seq_length)
+    longest = known(config.language.max_position_embeddings)
+    tensor = config.parallel.tensor_model_parallel_size
+    if sequence > longest:
+        raise ValueError(
+            f"--seq-length {sequence} is more than --max-position-embeddings {longest}: "
+            f"give --seq-length {longest} or less"
+        )
+    if config.parallel.sequence_parallel:
+        if tensor == 1:
+            raise ValueError(
+                "--sequence-parallel needs --tensor-model-parallel-size 2 or more, not 1: drop it"
+            )
+        check_divisible(
+            "--sequence-parallel: --seq-length", sequence, "--tensor-model-parallel-size", tensor
+        )
+
+
+def check_divisible(flag: str, number: int, divisor_flag: str, divisor: int) -> None:
+    """Raise ValueError where ``divisor`` does not divide ``number``."""
+    if number % divisor != 0:
+        raise ValueError(
+            f"{flag} {number} cannot be divided by {divisor_flag} {divisor}: "
+            f"give a {divisor_flag} that divides {number}"
+        )
+
+
+def known(value: int | None) -> int:
+    """A value that ``validate`` has found to be set."""
+    assert value is not None
+    return value

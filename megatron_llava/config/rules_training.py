@@ -1,0 +1,153 @@
+"""Rules of ``validate`` about batches, schedules and checkpoints."""
+
+from __future__ import annotations
+
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.run import RunConfig, all_fields
+from megatron_llava.config.training import TUNABLE_PARTS
+
+
+def check_batch(config: RunConfig, world_size: int) -> None:
+    """Packs divide evenly among the ranks."""
+    micro = config.training.micro_batch_size
+    if micro != 1:
+        raise ValueError(
+            f"--micro-batch-size {micro}: must be 1, for a pack already holds many samples; "
+            "raise --seq-length or --global-batch-size instead"
+        )
+    config.num_microbatches(world_size)
+
+
+def check_schedule(config: RunConfig) -> None:
+    """Warmup, decay and rates follow each other."""
+    optimizer = config.optimizer
+    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters > 0:
+        raise ValueError(
+            f"--lr-warmup-fraction {optimizer.lr_warmup_fraction} contradicts --lr-warmup-iters "
+            f"{optimizer.lr_warmup_iters}: give one"
+        )
+    train_iters = known(config.training.train_iters)
+    decay, warmup = optimizer.decay_iters(train_iters), optimizer.warmup_iters(train_iters)
+    if warmup >= decay:
+        decay_flag = "--train-iters" if optimizer.lr_decay_iters is None else "--lr-decay-iters"
+        warmup_flag = (
+            f"--lr-warmup-iters {warmup}"
+            if optimizer.lr_warmup_fraction is None
+            else f"--lr-warmup-fraction {optimizer.lr_warmup_fraction} = {warmup} steps"
+        )
+        raise ValueError(
+            f"{warmup_flag} leaves nothing of {decay_flag} {decay} to decay: "
+            f"warm up for fewer than {decay} steps"
+        )
+    for name in ("lr", "mm_projector_lr", "mm_vision_tower_lr"):
+        rate = config.get(name)
+        if rate is not None and rate < optimizer.min_lr:
+            raise ValueError(
+                f"--min-lr {optimizer.min_lr} is more than {all_fields()[name].option} {rate}: "
+                "the rate decays towards it"
+            )
+
+
+def check_tunable_parts(config: RunConfig) -> None:
+    """Something known is trained, and every rate belongs to a trained part."""
+    parts = config.training.mm_tunable_parts
+    names = ", ".join(TUNABLE_PARTS)
+    if not parts:
+        raise ValueError(f"--mm-tunable-parts is empty: name at least one of {names}")
+    for part in parts:
+        if part not in TUNABLE_PARTS:
+            raise ValueError(f"--mm-tunable-parts: {part!r} is not one of {names}")
+        if parts.count(part) > 1:
+            raise ValueError(f"--mm-tunable-parts names {part} {parts.count(part)} times: once")
+    for name, part in (
+        ("mm_projector_lr", "mm_mlp_adapter"),
+        ("mm_vision_tower_lr", "mm_vision_tower"),
+    ):
+        if config.get(name) is not None and part not in parts:
+            raise ValueError(
+                f"{all_fields()[name].option} {config.get(name)} is for {part}, which is not in "
+                f"--mm-tunable-parts {','.join(parts)}: add the part, or drop the rate"
+            )
+
+
+def check_recompute(config: RunConfig) -> None:
+    """Full recomputation says how; anything else does not."""
+    recompute = config.recompute
+    if recompute.recompute_activations and recompute.recompute_granularity == "full":
+        raise ValueError(
+            "--recompute-activations (selective) contradicts --recompute-granularity full: give one"
+        )
+    options = {
+        "--recompute-method": recompute.recompute_method,
+        "--recompute-num-layers": recompute.recompute_num_layers,
+    }
+    for option, value in options.items():
+        if recompute.granularity == "full" and value is None:
+            raise ValueError(f"--recompute-granularity full needs {option}: add it")
+        if recompute.granularity != "full" and value is not None:
+            kind = recompute.granularity or "off"
+            raise ValueError(
+                f"{option} {value} is for --recompute-granularity full, and recomputation is "
+                f"{kind}: drop it, or recompute in full"
+            )
+    stage = known(config.language.num_layers) // config.parallel.pipeline_model_parallel_size
+    layers = recompute.recompute_num_layers
+    if layers is not None and layers > stage:
+        raise ValueError(
+            f"--recompute-num-layers {layers} is more than the {stage} layers of a pipeline stage: "
+            f"give {stage} or less"
+        )
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Validation data and its interval come together."""
+    interval, path = config.training.eval_interval, config.data.valid_data_path
+    if interval is not None and path is None:
+        raise ValueError(f"--eval-interval {interval} needs --valid-data-path: add it")
+    if interval is None and path is not None:
+        raise ValueError(f"--valid-data-path {path} is never read without --eval-interval: add it")
+
+
+def check_saving(config: RunConfig) -> None:
+    """A folder to write to and its interval come together."""
+    checkpoint = config.checkpoint
+    if checkpoint.save is not None and checkpoint.save_interval is None:
+        raise ValueError(f"--save {checkpoint.save} needs --save-interval: add it")
+    if checkpoint.save is None:
+        if checkpoint.save_interval is not None:
+            raise ValueError(f"--save-interval {checkpoint.save_interval} needs --save: add it")
+        if checkpoint.no_save_optim:
+            raise ValueError("--no-save-optim says how to write --save, which is not given")
+
+
+def check_loading(config: RunConfig) -> None:
+    """One place gives the starting weights."""
+    checkpoint = config.checkpoint
+    load, pretrained = checkpoint.load, checkpoint.pretrained_checkpoint
+    how = {
+        "--finetune": checkpoint.finetune,
+        "--no-load-optim": checkpoint.no_load_optim,
+        "--no-load-rng": checkpoint.no_load_rng,
+        "--exit-on-missing-checkpoint": checkpoint.exit_on_missing_checkpoint,
+        "--ckpt-step": checkpoint.ckpt_step is not None,
+    }
+    for option, given in how.items():
+        if given and load is None:
+            raise ValueError(f"{option} says how to read --load, which is not given: add it")
+    if pretrained is None:
+        return
+    if checkpoint.finetune:
+        raise ValueError(
+            f"--load {load} with --finetune and --pretrained-checkpoint {pretrained} both give the "
+            "starting weights: give one"
+        )
+    if checkpoint.exit_on_missing_checkpoint:
+        raise ValueError(
+            f"--pretrained-checkpoint {pretrained} is for a --load without a checkpoint, where "
+            "--exit-on-missing-checkpoint stops: give one"
+        )
+    if load == pretrained:
+        raise ValueError(
+            f"--load and --pretrained-checkpoint are both {load}: --load resumes a run, "
+            "--pretrained-checkpoint starts a new one; give one"
+        )
