@@ -1,0 +1,137 @@
+"""What decides the views, the pixels and the visual tokens of an image."""
+
+import math
+import re
+from dataclasses import dataclass
+
+MERGE_TYPES = (
+    "flat",
+    "spatial",
+    "spatial_unpad",
+    "flat_nobase",
+    "spatial_nobase",
+    "spatial_unpad_nobase",
+)
+UNPAD_ROUNDINGS = ("llava", "hf")
+RESIZE_MODES = ("shortest_edge_crop", "squash")
+_ANYRES_MAX = re.compile(r"anyres_max_([1-9][0-9]*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """Resolved image settings: hashable, so that a layout can be cached on them.
+
+    Two runs with equal settings cut the same views out of an image and give them the same tokens.
+
+    Raises:
+        ValueError: one line naming the flag (or the field, where the vision tower decides it).
+    """
+
+    tile_size: int
+    """S, side of the square view that the vision tower sees, in pixels (336, 384)."""
+
+    patch_size: int
+    """p, side of one vision patch in pixels; a view has (S // p)^2 tokens."""
+
+    image_aspect_ratio: str
+    """'square' | 'pad' | 'anyres' | 'anyres_max_N' | 'nobase'.
+
+    'square' and 'pad' give one view. 'anyres' gives a base view and a grid of tiles. 'anyres_max_N'
+    also shrinks an unpadded canvas of more than about N views. 'nobase' is 'anyres' without the
+    base view, neither encoded nor merged.
+    """
+
+    grid_pinpoints: tuple[tuple[int, int], ...]
+    """Allowed canvas sizes, (width, height) in pixels, multiples of S; empty for square and pad."""
+
+    mm_patch_merge_type: str
+    """'flat' | 'spatial' | 'spatial_unpad', each also with '_nobase' (base view not merged)."""
+
+    unpad_round: str
+    """'llava' truncates the unpadded side; 'hf' rounds it to 7 digits first (transformers)."""
+
+    resize_mode: str
+    """What 'square' does: 'shortest_edge_crop' (CLIP) or 'squash' (SigLIP)."""
+
+    image_mean: tuple[float, float, float]
+    """Mean of the red, green and blue channel, in [0, 1]."""
+
+    image_std: tuple[float, float, float]
+    """Standard deviation of the red, green and blue channel, in units of the [0, 1] range."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.patch_size <= self.tile_size:
+            raise ValueError(
+                f"tile_size {self.tile_size} and patch_size {self.patch_size}: "
+                "expected 0 < patch_size <= tile_size"
+            )
+        if not self._is_known_aspect_ratio():
+            raise ValueError(
+                f"--image-aspect-ratio {self.image_aspect_ratio}: expected square, pad, anyres, "
+                "anyres_max_N (N a positive integer without leading zeros) or nobase"
+            )
+        _check_choice("--mm-patch-merge-type", self.mm_patch_merge_type, MERGE_TYPES)
+        _check_choice("--unpad-round", self.unpad_round, UNPAD_ROUNDINGS)
+        _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        self._check_pinpoints()
+        _check_channels("image_mean", self.image_mean, minimum=0.0)
+        _check_channels("image_std", self.image_std, minimum=math.ulp(0.0))
+
+    @property
+    def patches_per_side(self) -> int:
+        """u = S // p; where p does not divide S, the last pixels are not seen by the tower."""
+        return self.tile_size // self.patch_size
+
+    @property
+    def tokens_per_view(self) -> int:
+        """T = u^2, tokens of one view before merging."""
+        return self.patches_per_side**2
+
+    @property
+    def uses_grid(self) -> bool:
+        """Whether an image is cut into a grid of tiles (anyres, anyres_max_N, nobase)."""
+        return self.image_aspect_ratio not in ("square", "pad")
+
+    @property
+    def has_base_view(self) -> bool:
+        """Whether the tiles of a grid are preceded by a view of the whole image."""
+        return self.image_aspect_ratio != "nobase"
+
+    @property
+    def max_merged_views(self) -> int | None:
+        """N of anyres_max_N, None for other modes."""
+        match = _ANYRES_MAX.fullmatch(self.image_aspect_ratio)
+        return int(match.group(1)) if match else None
+
+    def _is_known_aspect_ratio(self) -> bool:
+        plain = ("square", "pad", "anyres", "nobase")
+        return self.image_aspect_ratio in plain or self.max_merged_views is not None
+
+    def _check_pinpoints(self) -> None:
+        if self.uses_grid and not self.grid_pinpoints:
+            raise ValueError(
+                f"--image-aspect-ratio {self.image_aspect_ratio} needs a list of canvas sizes: "
+                "set --image-grid-pinpoints, such as '(1x1),...,(6x6)'"
+            )
+        if not self.uses_grid and self.grid_pinpoints:
+            raise ValueError(
+                f"--image-grid-pinpoints has {len(self.grid_pinpoints)} sizes that "
+                f"--image-aspect-ratio {self.image_aspect_ratio} never reads: leave it empty"
+            )
+        for width, height in self.grid_pinpoints:
+            if min(width, height) <= 0 or width % self.tile_size or height % self.tile_size:
+                raise ValueError(
+                    f"--image-grid-pinpoints: ({width}, {height}) is not a positive multiple of "
+                    f"the tile size {self.tile_size} in both directions"
+                )
+
+
+def _check_choice(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{flag} {value}: expected one of {', '.join(known)}")
+
+
+def _check_channels(field: str, values: tuple[float, ...], minimum: float) -> None:
+    if len(values) != 3 or not all(math.isfinite(v) and minimum <= v <= 1.0 for v in values):
+        bounds = "above 0 and at most 1" if minimum > 0 else "from 0 to 1"
+        raise ValueError(f"{field} {values}: expected three numbers {bounds}")

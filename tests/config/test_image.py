@@ -1,0 +1,65 @@
+"""ImageSettings: what it derives and what it refuses."""
+
+from typing import Any
+
+import pytest
+
+from megatron_llava.config.image import ImageSettings
+
+VALID: dict[str, Any] = {
+    "tile_size": 336,
+    "patch_size": 14,
+    "image_aspect_ratio": "anyres",
+    "grid_pinpoints": ((336, 672), (672, 336)),
+    "mm_patch_merge_type": "spatial_unpad",
+    "unpad_round": "hf",
+    "resize_mode": "shortest_edge_crop",
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+
+
+def make(**changes: Any) -> ImageSettings:
+    return ImageSettings(**{**VALID, **changes})
+
+
+def test_derived_numbers() -> None:
+    settings = make()
+    assert (settings.patches_per_side, settings.tokens_per_view) == (24, 576)
+    assert settings.uses_grid and settings.has_base_view and settings.max_merged_views is None
+    assert make(image_aspect_ratio="anyres_max_9").max_merged_views == 9
+    assert not make(image_aspect_ratio="nobase").has_base_view
+    assert not make(image_aspect_ratio="pad", grid_pinpoints=()).uses_grid
+    # The patches need not fill the tile: SigLIP at 384 sees 27 * 14 = 378 pixels.
+    assert make(tile_size=384, grid_pinpoints=((384, 768),)).patches_per_side == 27
+
+
+def test_equal_settings_hash_alike() -> None:
+    assert make() == make() and hash(make()) == hash(make())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"image_aspect_ratio": "anyres_max_"}, "--image-aspect-ratio anyres_max_:"),
+        ({"image_aspect_ratio": "anyres_max_0"}, "--image-aspect-ratio anyres_max_0:"),
+        ({"image_aspect_ratio": "highres"}, "--image-aspect-ratio highres:"),
+        ({"mm_patch_merge_type": "spatial_nobas"}, "--mm-patch-merge-type spatial_nobas:"),
+        ({"unpad_round": "floor"}, "--unpad-round floor:"),
+        ({"resize_mode": "stretch"}, "resize_mode stretch:"),
+        ({"grid_pinpoints": ()}, "set --image-grid-pinpoints"),
+        ({"image_aspect_ratio": "pad"}, "--image-grid-pinpoints has 2 sizes"),
+        ({"grid_pinpoints": ((336, 384),)}, r"\(336, 384\) .* tile size 336"),
+        ({"grid_pinpoints": ((336, 0),)}, r"\(336, 0\)"),
+        ({"patch_size": 337}, "tile_size 336 and patch_size 337"),
+        ({"patch_size": 0}, "patch_size 0"),
+        ({"image_mean": (0.5, 0.5)}, "image_mean"),
+        ({"image_mean": (122.0, 116.0, 104.0)}, "image_mean"),
+        ({"image_std": (0.5, 0.0, 0.5)}, "image_std"),
+        ({"image_std": (0.5, float("nan"), 0.5)}, "image_std"),
+    ],
+)
+def test_refusals_name_the_flag_in_one_line(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        make(**changes)
+    assert "\n" not in str(caught.value)
