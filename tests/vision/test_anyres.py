@@ -1,0 +1,118 @@
+"""Notations of the pinpoint list and the choice of a canvas."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_llava.vision.anyres import parse_grid_pinpoints, select_best_resolution
+
+FIVE = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+
+
+@pytest.mark.parametrize(
+    "notation",
+    [
+        "[(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]",
+        " [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]\n",
+        [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        FIVE,
+    ],
+)
+def test_list_notations_agree(notation: Any) -> None:
+    assert parse_grid_pinpoints(notation, 336) == FIVE
+
+
+def test_hw_order_flips_every_pair() -> None:
+    assert parse_grid_pinpoints(FIVE, 336, "hw") == tuple((w, h) for h, w in FIVE)
+
+
+@pytest.mark.parametrize("text", ["(1x1),...,(2x3)", "( 1x1 ), ... , (2x3)", "(1x1),\u2026,(2x3)"])
+def test_range_counts_tiles_first_number_outer(text: str) -> None:
+    expected = ((56, 56), (56, 112), (56, 168), (112, 56), (112, 112), (112, 168))
+    assert parse_grid_pinpoints(text, 56) == expected
+    assert parse_grid_pinpoints(text, 56, "hw") == tuple((w, h) for h, w in expected)
+
+
+def test_range_of_one_and_the_published_range() -> None:
+    assert parse_grid_pinpoints("(2x3)", 384) == ((768, 1152),)
+    sizes = parse_grid_pinpoints("(1x1),...,(6x6)", 384)
+    assert len(sizes) == 36 and sizes[0] == (384, 384) and sizes[-1] == (2304, 2304)
+
+
+@pytest.mark.parametrize(
+    ("notation", "said"),
+    [
+        ("(1x1),(1x2),(2x2)", "expected"),  # grids one by one: a range would add (2x1)
+        ("(1x1),...", "expected"),
+        ("1x1,...,6x6", "expected"),
+        ("(2x2),...,(1x3)", r"from \(2, 2\) to \(1, 3\)"),
+        ("(0x1),...,(2x2)", r"from \(0, 1\)"),
+        ("[[336, 672], ", "expected"),
+        ("open('a')", "expected"),
+        ("", "expected"),
+        ("[]", "expected"),
+        ("336", "expected"),
+        ([336, 672], "336 is no pair"),
+        ([[336, 672, 336]], "no pair"),
+        ([["336", "672"]], "no pair"),
+        ([[336.0, 672]], "no pair"),
+        ([[True, 336]], "no pair"),
+        ([[336, 700]], r"\(336, 700\) .* tile size 336"),
+        ([[336, -336]], r"\(336, -336\)"),
+    ],
+)
+def test_bad_notations_say_what_was_expected(notation: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        parse_grid_pinpoints(notation, 336)
+    assert "--image-grid-pinpoints" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="--pinpoint-order xy"):
+        parse_grid_pinpoints(FIVE, 336, "xy")
+
+
+@pytest.mark.parametrize(
+    ("image_size", "canvas"),
+    [
+        ((800, 600), (672, 672)),
+        ((1920, 1080), (672, 672)),
+        ((2000, 500), (1008, 336)),
+        ((300, 1500), (336, 1008)),
+        ((336, 336), (336, 672)),  # a full tie of the two smallest canvases: the first listed
+        ((1, 10000), (336, 672)),  # keeps no pixel anywhere: the smallest, first listed
+    ],
+)
+def test_choice_from_the_five_list(image_size: tuple[int, int], canvas: tuple[int, int]) -> None:
+    assert select_best_resolution(image_size, FIVE) == canvas
+
+
+def test_full_tie_goes_to_the_first_listed() -> None:
+    assert select_best_resolution((100, 100), ((336, 672), (672, 336))) == (336, 672)
+    assert select_best_resolution((100, 100), ((672, 336), (336, 672))) == (672, 336)
+
+
+def test_a_strip_that_no_canvas_keeps_gets_the_smallest() -> None:
+    sizes = ((112, 112), (56, 56), (56, 112))
+    assert select_best_resolution((1, 100_000), sizes) == (56, 56)
+
+
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12),
+)
+def test_choice_keeps_most_pixels_then_wastes_fewest(
+    width: int, height: int, grids: list[tuple[int, int]]
+) -> None:
+    sizes = tuple((56 * a, 56 * b) for a, b in grids)
+
+    def rank(size: tuple[int, int]) -> tuple[int, int]:
+        scale = min(size[0] / width, size[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return -kept, size[0] * size[1] - kept
+
+    # min() keeps the first of equals, as the rule asks.
+    assert select_best_resolution((width, height), sizes) == min(sizes, key=rank)
