@@ -1,0 +1,199 @@
+"""Pixels of an image: decoding, and the views that the vision tower sees."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.vision.anyres import Size, select_best_resolution
+from megatron_llava.vision.token_layout import number_of_views
+
+# Resizing or padding a thin strip can ask for far more pixels than the strip has.
+MAX_INTERMEDIATE_PIXELS = 1 << 29
+
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+def open_image(data: bytes, source: str) -> Image.Image:
+    """Decode an image to RGB.
+
+    Only the first frame is read; orientation tags, colour profiles and transparency are ignored, as
+    LLaVA does.
+
+    Args:
+        data: the encoded file.
+        source: where the bytes come from, for the error.
+
+    Raises:
+        ValueError: the bytes are no image, are cut short, or unfold to too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, IndexError...
+        raise _unreadable(data, source, error) from None
+
+
+def image_size(data: bytes, source: str, *, verify: bool = False) -> Size:
+    """(W, H) of an encoded image, in pixels, from its header alone.
+
+    Args:
+        data: the encoded file.
+        source: where the bytes come from, for the error.
+        verify: also decode every pixel, so that a cut file is found here and not while training.
+
+    Raises:
+        ValueError: the header (with verify: any part) cannot be read, or a pixel decodes to another
+            size than the header says.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            size = image.size
+    except Exception as error:  # as in open_image
+        raise _unreadable(data, source, error) from None
+    if verify:
+        decoded = open_image(data, source).size
+        if decoded != size:
+            raise ValueError(
+                f"{source}: the header says {size[0]}x{size[1]} pixels, the image has "
+                f"{decoded[0]}x{decoded[1]}; save it again in another format"
+            )
+    return size
+
+
+def image_views(
+    image: Image.Image, settings: ImageSettings, *, single_view: bool = False
+) -> NDArray[np.uint8]:
+    """Cut an image into the views that the vision tower sees.
+
+    A grid gives the base view first (the whole image squashed to S x S, unless 'nobase'), then the
+    tiles of the letterboxed canvas in row-major order. All resizing is Pillow's bicubic, so the
+    pixels equal those of LLaVA and of transformers' Pillow processors.
+
+    Args:
+        image: RGB image.
+        settings: image settings.
+        single_view: the image shares its sample with others: one padded view in every mode.
+
+    Returns:
+        uint8 [V, 3, S, S], V = number_of_views(image.size, settings, single_view=single_view).
+
+    Raises:
+        ValueError: a strip so thin that padding or cropping it would need too much memory.
+    """
+    assert image.mode == "RGB", image.mode
+    side = settings.tile_size
+    if single_view or settings.image_aspect_ratio == "pad":
+        view = _pad_to_square(image, settings.image_mean).resize((side, side), _BICUBIC)
+        return _channels_first([view])
+    if settings.image_aspect_ratio == "square":
+        return _channels_first([_square(image, side, settings.resize_mode)])
+
+    views = np.empty((number_of_views(image.size, settings), 3, side, side), dtype=np.uint8)
+    first_tile = int(settings.has_base_view)
+    if first_tile:
+        views[0] = np.asarray(image.resize((side, side), _BICUBIC)).transpose(2, 0, 1)
+    canvas = _letterbox(image, select_best_resolution(image.size, settings.grid_pinpoints))
+    rows, columns = canvas.shape[0] // side, canvas.shape[1] // side
+    tiles = views[first_tile:].reshape(rows, columns, 3, side, side)
+    tiles[:] = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+    return views
+
+
+def normalize_tiles(
+    tiles_uint8: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> torch.Tensor:
+    """(pixel / 255 - mean) / std, computed in float32 and rounded once to dtype.
+
+    In float32 it equals transformers' numpy path bit for bit: v * (1/255) in float64 rounded to
+    float32 is the same number as v / 255 in float32 for all 256 values of v.
+
+    Args:
+        tiles_uint8: uint8 [V, 3, S, S], on any device.
+        mean: three channel means in [0, 1].
+        std: three channel standard deviations.
+        dtype: type of the result.
+
+    Returns:
+        dtype [V, 3, S, S] on the same device.
+    """
+    assert tiles_uint8.dtype == torch.uint8 and tiles_uint8.shape[1] == 3, tiles_uint8.shape
+    device = tiles_uint8.device
+    # Divisors are tensors on the device: CUDA would multiply by the reciprocal of a Python scalar.
+    scale = torch.tensor(255.0, dtype=torch.float32, device=device)
+    mean_row = torch.tensor(list(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    std_row = torch.tensor(list(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    pixels = tiles_uint8.to(torch.float32).div_(scale).sub_(mean_row).div_(std_row)
+    return pixels.to(dtype)
+
+
+def _unreadable(data: bytes, source: str, error: Exception) -> ValueError:
+    # Some decoders' messages span lines or print the address of the buffer.
+    kind = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    reason = " ".join(kind.split()) or type(error).__name__
+    return ValueError(f"{source}: cannot read an image from its {len(data)} bytes: {reason}")
+
+
+def _channels_first(views: list[Image.Image]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.stack([np.asarray(v) for v in views]).transpose(0, 3, 1, 2))
+
+
+def _letterbox(image: Image.Image, canvas_size: Size) -> NDArray[np.uint8]:
+    """uint8 [h, w, 3]: the image scaled to touch the canvas, centred on black.
+
+    An odd remainder goes to the right or the bottom (LLaVA-NeXT, resize_and_pad_image).
+    """
+    (width, height), (image_width, image_height) = canvas_size, image.size
+    scale_width, scale_height = width / image_width, height / image_height
+    if scale_width < scale_height:
+        new_width, new_height = width, min(math.ceil(image_height * scale_width), height)
+    else:
+        new_width, new_height = min(math.ceil(image_width * scale_height), width), height
+    resized = np.asarray(image.resize((new_width, new_height), _BICUBIC))
+    if resized.shape == (height, width, 3):
+        return resized
+    canvas = np.zeros((height, width, 3), dtype=np.uint8)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    canvas[top : top + new_height, left : left + new_width] = resized
+    return canvas
+
+
+def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+    """The image centred on a square of int(255 * mean), at its own scale."""
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    _check_pixels(image.size, (side, side), "padding to a square")
+    red, green, blue = (int(channel * 255) for channel in mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _square(image: Image.Image, side: int, resize_mode: str) -> Image.Image:
+    """One S x S view: squashed, or scaled by the shortest edge and cropped in the centre."""
+    if resize_mode == "squash":
+        return image.resize((side, side), _BICUBIC)
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_long = int(side * long / short)
+    new_size = (side, new_long) if width <= height else (new_long, side)
+    _check_pixels(image.size, new_size, "scaling the short side")
+    left, top = (new_size[0] - side) // 2, (new_size[1] - side) // 2
+    return image.resize(new_size, _BICUBIC).crop((left, top, left + side, top + side))
+
+
+def _check_pixels(size: Size, new_size: Size, action: str) -> None:
+    if new_size[0] * new_size[1] > MAX_INTERMEDIATE_PIXELS:
+        raise ValueError(
+            f"image of {size[0]}x{size[1]} pixels: {action} gives {new_size[0]}x{new_size[1]}, "
+            f"above the limit of {MAX_INTERMEDIATE_PIXELS} pixels; remove the image or crop it"
+        )

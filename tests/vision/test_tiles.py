@@ -1,0 +1,190 @@
+"""Decoding, and what the views hold."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.vision import tiles
+from megatron_llava.vision.anyres import parse_grid_pinpoints
+from megatron_llava.vision.tiles import image_size, image_views, normalize_tiles, open_image
+from megatron_llava.vision.token_layout import number_of_views
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+TINY = ImageSettings(
+    tile_size=56,
+    patch_size=14,
+    image_aspect_ratio="anyres",
+    grid_pinpoints=parse_grid_pinpoints("(1x1),...,(3x3)", 56),
+    mm_patch_merge_type="spatial_unpad",
+    unpad_round="llava",
+    resize_mode="squash",
+    image_mean=MEAN,
+    image_std=STD,
+)
+PAD = replace(TINY, image_aspect_ratio="pad", grid_pinpoints=())
+SQUARE = replace(PAD, image_aspect_ratio="square")
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_mode_opens_as_rgb(mode: str) -> None:
+    data = encoded(noise(7, 5).convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+    image = open_image(data, "x.png")
+    assert image.mode == "RGB" and image.size == (7, 5)
+    assert image_size(data, "x.png") == image_size(data, "x.png", verify=True) == (7, 5)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_cut_files_are_named_in_one_line(kind: str) -> None:
+    whole = encoded(noise(60, 50), kind)
+    cut = whole[: len(whole) // 2]
+    for read in (
+        lambda: open_image(cut, "a/b.img of data.json:7"),
+        lambda: image_size(cut, "a/b.img of data.json:7", verify=True),
+    ):
+        with pytest.raises(ValueError, match=r"^a/b\.img of data\.json:7: cannot read") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
+def test_the_header_alone_gives_the_size(kind: str) -> None:
+    whole = encoded(noise(60, 50), kind)
+    assert image_size(whole[: len(whole) // 2], "a") == (60, 50)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"\xff\xd8\xff", b"\x89PNG\r\n"])
+def test_bytes_that_are_no_image(data: bytes) -> None:
+    for read in (open_image, image_size):
+        with pytest.raises(
+            ValueError, match=f"^photo.jpg: cannot read .* {len(data)} bytes: ."
+        ) as e:
+            read(data, "photo.jpg")
+        assert "BytesIO" not in str(e.value)
+
+
+@given(st.binary(max_size=40), st.integers(0, 2000))
+@settings(max_examples=60, deadline=None)
+def test_damaged_files_raise_nothing_but_value_errors(junk: bytes, position: int) -> None:
+    data = bytearray(encoded(noise(20, 20), "PNG"))
+    position = min(position, len(data))
+    data[position : position + len(junk)] = junk
+    for read in (lambda: open_image(bytes(data), "s"), lambda: image_size(bytes(data), "s")):
+        try:
+            read()
+        except ValueError as error:
+            assert str(error).startswith("s: ") and "\n" not in str(error)
+
+
+def test_an_image_that_unfolds_to_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="^bomb.png: cannot read"):
+        open_image(encoded(noise(50, 50), "PNG"), "bomb.png")
+
+
+def test_base_view_comes_first_and_is_squashed() -> None:
+    image = noise(168, 56)  # fills a 3x1 canvas exactly, so its tiles are its own pixels
+    views = image_views(image, TINY)
+    assert views.shape == (4, 3, 56, 56) and views.dtype == np.uint8
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    for column in range(3):
+        assert (views[1 + column] == pixels[:, :, 56 * column : 56 * (column + 1)]).all()
+    squashed = np.asarray(image.resize((56, 56), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert (views[0] == squashed).all()
+    assert (image_views(image, replace(TINY, image_aspect_ratio="nobase")) == views[1:]).all()
+
+
+def test_tiles_are_row_major_on_a_black_centred_canvas() -> None:
+    two_by_two = replace(TINY, grid_pinpoints=((112, 112),))
+    white = Image.new("RGB", (112, 55), (255, 255, 255))
+    views = image_views(white, two_by_two)
+    assert (views[0] == 255).all()
+    canvas = np.concatenate(
+        [np.concatenate(list(views[1:3]), axis=2), np.concatenate(list(views[3:]), axis=2)], axis=1
+    )
+    assert canvas.shape == (3, 112, 112)
+    # 57 spare rows: 28 above and 29 below.
+    assert (canvas[:, :28] == 0).all() and (canvas[:, 28:83] == 255).all()
+    assert (canvas[:, 83:] == 0).all()
+
+
+@pytest.mark.parametrize("single_view", [False, True])
+def test_pad_mode_fills_with_the_mean_colour(single_view: bool) -> None:
+    white = Image.new("RGB", (56, 21), (255, 255, 255))
+    views = image_views(white, TINY if single_view else PAD, single_view=single_view)
+    assert views.shape == (1, 3, 56, 56)
+    expected = np.empty((3, 56, 56), dtype=np.uint8)
+    expected[:] = np.array([122, 116, 104], dtype=np.uint8)[:, None, None]
+    expected[:, 17:38] = 255  # 35 spare rows: 17 above and 18 below
+    assert (views[0] == expected).all()
+
+
+def test_square_mode_squashes_or_crops() -> None:
+    image = noise(100, 56)
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    cropped = image_views(image, replace(SQUARE, resize_mode="shortest_edge_crop"))
+    assert (cropped == pixels[None, :, :, 22:78]).all()
+    squashed = np.asarray(image.resize((56, 56), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert (image_views(image, SQUARE)[0] == squashed).all()
+
+
+def test_strips_that_would_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "MAX_INTERMEDIATE_PIXELS", 10_000)
+    strip = noise(101, 3)
+    with pytest.raises(ValueError, match="image of 101x3 pixels: padding to a square"):
+        image_views(strip, PAD)
+    with pytest.raises(ValueError, match="image of 101x3 pixels: scaling the short side gives"):
+        image_views(strip, replace(SQUARE, resize_mode="shortest_edge_crop"))
+    assert image_views(strip, TINY).shape[0] == number_of_views((101, 3), TINY)
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+@settings(max_examples=60, deadline=None)
+def test_views_are_as_many_as_planned(width: int, height: int) -> None:
+    image = Image.new("RGB", (width, height), (10, 20, 30))
+    for aspect_ratio in ("anyres", "anyres_max_4", "nobase"):
+        configuration = replace(TINY, image_aspect_ratio=aspect_ratio)
+        views = image_views(image, configuration)
+        assert views.shape == (number_of_views(image.size, configuration), 3, 56, 56)
+        assert views.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((0.5,) * 3, (0.5,) * 3)])
+def test_every_pixel_value_normalises_to_the_numpy_number(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    reference = (values.numpy().astype(np.float64) * (1 / 255)).astype(np.float32)
+    channels = (1, 3, 1, 1)
+    reference -= np.array(mean, dtype=np.float32).reshape(channels)
+    reference /= np.array(std, dtype=np.float32).reshape(channels)
+    result = normalize_tiles(values, mean, std, torch.float32)
+    assert torch.equal(result, torch.from_numpy(reference))
+    assert torch.equal(normalize_tiles(values, mean, std, torch.bfloat16), result.bfloat16())
+    assert (values[0, 0] == torch.arange(256).view(16, 16)).all()  # the input is not touched
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_normalising_on_the_gpu_gives_the_same_bits() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    on_cpu = normalize_tiles(values, MEAN, STD, torch.float32)
+    assert torch.equal(normalize_tiles(values.cuda(), MEAN, STD, torch.float32).cpu(), on_cpu)
