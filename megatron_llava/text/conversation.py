@@ -1,0 +1,194 @@
+"""A conversation's turns to token ids and the mask of its trained tokens.
+
+How text becomes ids: every segment of the template is cut at `<image>`, and each piece is encoded
+by itself. So no token spans an image or the start or end of an answer, and the ids of a prompt are
+always the first ids of the whole conversation. A piece that does not open the conversation is
+encoded as a continuation of the fixed text before it (`_encode_after`): a tokenizer that puts a
+space before every text (SentencePiece, Llama) then does not put a second one before an answer.
+
+The ids equal those of the whole string in one go, except where a token would span a border: for
+example an answer that begins with a newline after qwen's header, which itself ends in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
+from megatron_llava.text.templates import Segment, Template, Turn
+from megatron_llava.text.tokenizer import Tokenizer
+
+_ROLES = {
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+    "system": "system",
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenised conversation, images not yet expanded.
+
+    Attributes:
+        token_ids: int32 [n], IMAGE_TOKEN_INDEX once per image.
+        label_mask: uint8 [n], 1 where the token itself is trained on (not yet shifted).
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    label_mask: npt.NDArray[np.uint8]
+
+
+def turns_from_record(conversations: Any, source: str) -> list[Turn]:
+    """Read LLaVA's [{"from", "value"}, ...] or the [{"role", "content"}, ...] of chat formats.
+
+    Raises:
+        ValueError: naming `source` and the turn, for another shape or an unknown role.
+    """
+    if not isinstance(conversations, list):
+        raise ValueError(f"{source}: conversations is {type(conversations).__name__}, not a list")
+    turns = []
+    for number, item in enumerate(conversations, start=1):
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{source}: turn {number} is {type(item).__name__}, not an object")
+        role = item.get("from", item.get("role"))
+        text = item.get("value", item.get("content"))
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise ValueError(
+                f"{source}: turn {number} needs strings 'from' and 'value' (or 'role' and "
+                f"'content'), it has the keys {sorted(map(str, item))}"
+            )
+        turns.append(Turn(_known_role(role, number, source), text))
+    return turns
+
+
+def encode_conversation(
+    turns: Sequence[Turn], num_images: int, tokenizer: Tokenizer, template: Template, source: str
+) -> Encoded:
+    """Token ids and label mask of one training conversation.
+
+    Args:
+        turns: a system turn (optional; replaces the template's prompt), then human and gpt turns
+            in alternation. A leading gpt turn is dropped, as in LLaVA.
+        num_images: images of the record; must equal the `<image>` placeholders in the kept turns.
+        source: names the record in errors, such as "train.jsonl:17".
+
+    Raises:
+        ValueError: one line naming `source`, for turns or placeholders that break these rules.
+    """
+    system, dialogue = _check_turns(turns, num_images, template, source)
+    if not any(turn.role == "gpt" for turn in dialogue):
+        raise ValueError(f"{source}: the conversation has no answer (gpt turn) to train on")
+    return _encode_segments(template.segments(dialogue, system), tokenizer, template)
+
+
+def encode_prompt(
+    turns: Sequence[Turn], num_images: int, tokenizer: Tokenizer, template: Template, source: str
+) -> npt.NDArray[np.int32]:
+    """Token ids int32 [n] up to where the model's answer begins; the last turn must be human.
+
+    Arguments and errors are those of `encode_conversation`.
+    """
+    system, dialogue = _check_turns(turns, num_images, template, source)
+    if dialogue[-1].role != "human":
+        raise ValueError(f"{source}: the last turn of a prompt must be human, it is gpt")
+    segments = template.segments(dialogue, system, add_generation_prompt=True)
+    return _encode_segments(segments, tokenizer, template).token_ids
+
+
+def place_image(text: str) -> str:
+    """LLaVA's rule: a single placeholder inside a human text moves to the front, on its own line.
+
+    A text that begins with it, has none, or has several is returned as it is.
+    Source: preprocess_multimodal in LLaVA-NeXT's train.py.
+    """
+    if text.count(IMAGE_PLACEHOLDER) != 1 or text.startswith(IMAGE_PLACEHOLDER):
+        return text
+    rest = text.replace(IMAGE_PLACEHOLDER, "").strip()
+    return f"{IMAGE_PLACEHOLDER}\n{rest}".strip()
+
+
+def _known_role(role: str, number: int, source: str) -> str:
+    if role not in _ROLES:
+        raise ValueError(f"{source}: turn {number} is from '{role}', not one of {sorted(_ROLES)}")
+    return _ROLES[role]
+
+
+def _check_turns(
+    turns: Sequence[Turn], num_images: int, template: Template, source: str
+) -> tuple[str | None, list[Turn]]:
+    """The system prompt, if the record has one, and the human and gpt turns to render."""
+    numbered = [(i, _known_role(t.role, i, source), t.text) for i, t in enumerate(turns, start=1)]
+    system = None
+    if numbered and numbered[0][1] == "system":
+        system = numbered.pop(0)[2]
+    if numbered and numbered[0][1] == "gpt":
+        numbered.pop(0)
+    if not numbered:
+        raise ValueError(f"{source}: the conversation has no human turn")
+    dialogue = []
+    for (number, role, text), expected in zip(numbered, cycle(("human", "gpt")), strict=False):
+        if role != expected:
+            raise ValueError(f"{source}: turn {number} is {role} where {expected} was expected")
+        if role == "gpt" and not text.strip():
+            raise ValueError(f"{source}: turn {number} is an empty answer")
+        dialogue.append(Turn(role, place_image(text) if role == "human" else text))
+    if template.images_only and len(dialogue) > 2:
+        raise ValueError(
+            f"{source}: {len(dialogue)} turns, but --conversation-template {template.name} takes "
+            "one question and one answer"
+        )
+    texts = [system or "", *(turn.text for turn in dialogue)]
+    found = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
+    if found != num_images:
+        raise ValueError(
+            f"{source}: {found} {IMAGE_PLACEHOLDER} placeholders in the conversation, but "
+            f"{num_images} images; write one placeholder per image"
+        )
+    return system, dialogue
+
+
+def _encode_segments(
+    segments: Sequence[Segment], tokenizer: Tokenizer, template: Template
+) -> Encoded:
+    ids: list[int] = []
+    mask: list[int] = []
+    if template.add_bos and tokenizer.bos_id is not None:
+        ids.append(tokenizer.bos_id)
+        mask.append(0)
+    # A tokenizer that knows the placeholder (HF processors add it) goes on after it as in one
+    # string; for any other a new text begins there, as in LLaVA.
+    knows_image = tokenizer.token_to_id(IMAGE_PLACEHOLDER) is not None
+    after_image = IMAGE_PLACEHOLDER if knows_image else ""
+    before = ""
+    for segment in segments:
+        for index, piece in enumerate(segment.text.split(IMAGE_PLACEHOLDER)):
+            if index:
+                ids.append(IMAGE_TOKEN_INDEX)
+                mask.append(0)
+                before = after_image
+            if piece:
+                piece_ids = _encode_after(before, piece, tokenizer)
+                ids.extend(piece_ids)
+                mask.extend([int(segment.supervised)] * len(piece_ids))
+                before = template.answer_end if segment.supervised else template.answer_header
+    return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=np.uint8))
+
+
+def _encode_after(before: str, text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of `text` where it stands behind `before`.
+
+    Where a token would span the two, the ids of `text` alone: the border must stay one.
+    """
+    head = tokenizer.encode(before) if before else []
+    whole = tokenizer.encode(before + text)
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    return tokenizer.encode(text)
