@@ -1,0 +1,265 @@
+"""The model of a Hugging Face LLaVA-NeXT folder as a flat mapping, and back.
+
+The mapping is what `model.yaml` in the root of a Megatron checkpoint holds. Its fields carry the
+names of the command-line flags; besides them it keeps what only the way back needs:
+`image_token_index`, `pinpoint_order`, `vision_feature_select_strategy`,
+`hf_stores_tied_output_weight`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_llava.convert.hf_defaults import (
+    ROPE_THETA_DEFAULT,
+    TEXT_DEFAULTS,
+    TOP_DEFAULTS,
+    VISION_DEFAULTS,
+    VISION_TYPES,
+)
+
+VISION_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError, one line, where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
+    """The mapping of a LlavaNextConfig (as JSON) and its image processor's settings.
+
+    Raises ValueError naming the setting for everything that the Megatron model would not compute.
+    Tied weights and the dtype are known only with the tensors: see `check_tensors`.
+    """
+    if config.get("model_type") != "llava_next":
+        raise ValueError(
+            f"config.json: model_type is {config.get('model_type')!r}; supported: llava_next"
+        )
+    if "quantization_config" in config:
+        raise ValueError("config.json: quantization_config is set; convert the unquantised model")
+    top = {**TOP_DEFAULTS, **config}
+    _require(top, "projector_hidden_act", "gelu", "")
+    _require(top, "multimodal_projector_bias", True, "")
+    mapping = _text_fields(config.get("text_config") or {})
+    mapping |= _vision_fields(config.get("vision_config") or {}, top)
+    mapping |= _image_fields(top, processor, mapping["vision_image_size"])
+    index = top["image_token_index"]
+    if not 0 <= index < mapping["vocab_size"]:
+        raise ValueError(
+            f"config.json: image_token_index is {index}, but vocab_size is {mapping['vocab_size']}"
+        )
+    return mapping | {"mm_projector_type": "mlp2x_gelu", "image_token_index": index}
+
+
+def _require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> None:
+    if section.get(key, expected) != expected:
+        raise ValueError(f"config.json: {prefix}{key} is {section[key]!r}; supported: {expected!r}")
+
+
+def _rotary_base(text: dict[str, Any]) -> float:
+    """The rotary base: in `rope_parameters` of new files, `rope_theta` of old ones."""
+    parameters = text.get("rope_parameters") or {}
+    for key, section in (
+        ("rope_scaling", text.get("rope_scaling")),
+        ("rope_parameters", parameters),
+    ):
+        kind = (section or {}).get("rope_type", (section or {}).get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"config.json: text_config.{key} is {section!r}; supported: none")
+    for section in (text, parameters):
+        _require(section, "partial_rotary_factor", 1.0, "text_config.")
+    old, new = text.get("rope_theta"), parameters.get("rope_theta")
+    if old is not None and new is not None and old != new:
+        raise ValueError(
+            f"config.json: text_config.rope_theta is {old}, but rope_parameters.rope_theta is {new}"
+        )
+    theta = new if new is not None else old
+    return float(theta if theta is not None else ROPE_THETA_DEFAULT)
+
+
+def _refuse_sliding_window(text: dict[str, Any], model_type: str) -> None:
+    window = text.get("sliding_window")
+    if model_type == "qwen2" and not text["use_sliding_window"]:
+        window = None
+    layer_types = set(text.get("layer_types") or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(
+            f"config.json: text_config.layer_types has {sorted(layer_types)}; "
+            "supported: full_attention"
+        )
+    if window is not None and window < text["max_position_embeddings"]:
+        raise ValueError(
+            f"config.json: text_config.sliding_window is {window}, shorter than "
+            f"max_position_embeddings {text['max_position_embeddings']}; supported: null"
+        )
+
+
+def _text_fields(section: dict[str, Any]) -> dict[str, Any]:
+    model_type = section.get("model_type", "llama")
+    if model_type not in TEXT_DEFAULTS:
+        raise ValueError(
+            f"config.json: text_config.model_type is {model_type!r}; "
+            f"supported: {', '.join(sorted(TEXT_DEFAULTS))}"
+        )
+    text = {**TEXT_DEFAULTS[model_type], **section}
+    prefix = "text_config."
+    _require(text, "hidden_act", "silu", prefix)
+    if model_type != "qwen2":  # Qwen2 has a bias on query, key and value whatever the file says
+        _require(text, "attention_bias", False, prefix)
+    _require(text, "mlp_bias", False, prefix)
+    _refuse_sliding_window(text, model_type)
+    heads, hidden = text["num_attention_heads"], text["hidden_size"]
+    groups = text["num_key_value_heads"] or heads
+    if heads % groups:
+        raise ValueError(
+            f"config.json: text_config.num_attention_heads is {heads}, "
+            f"no multiple of num_key_value_heads {groups}"
+        )
+    if not text.get("head_dim") and hidden % heads:
+        raise ValueError(
+            f"config.json: text_config.hidden_size is {hidden}, "
+            f"no multiple of num_attention_heads {heads}"
+        )
+    return {
+        "language_model_type": model_type,
+        "num_layers": text["num_hidden_layers"],
+        "hidden_size": hidden,
+        "ffn_hidden_size": text["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_query_groups": groups,
+        "kv_channels": text.get("head_dim") or hidden // heads,
+        "max_position_embeddings": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "norm_epsilon": text["rms_norm_eps"],
+        "rotary_base": _rotary_base(text),
+        "add_qkv_bias": model_type == "qwen2",
+    }
+
+
+def _built_layers(top: dict[str, Any], stored: int) -> int:
+    """How many layers of the tower produce the selected feature.
+
+    hidden_states has stored + 1 entries, the embeddings first, so index -k is the output of layer
+    stored + 1 - k (counted from 1).
+    """
+    layer = top["vision_feature_layer"]
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer >= 0:
+        raise ValueError(
+            f"config.json: vision_feature_layer is {layer!r}; supported: one negative number"
+        )
+    built = stored + 1 + layer
+    if built < 1:
+        raise ValueError(
+            f"config.json: vision_feature_layer is {layer}, but the vision tower has only "
+            f"{stored} layers"
+        )
+    return built
+
+
+def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    model_type = section.get("model_type", "clip_vision_model")
+    if model_type not in VISION_DEFAULTS:
+        raise ValueError(
+            f"config.json: vision_config.model_type is {model_type!r}; "
+            f"supported: {', '.join(sorted(VISION_DEFAULTS))}"
+        )
+    vision = {**VISION_DEFAULTS[model_type], **section}
+    prefix = "vision_config."
+    _require(vision, "num_channels", 3, prefix)
+    if vision["hidden_act"] not in VISION_ACTIVATIONS:
+        raise ValueError(
+            f"config.json: vision_config.hidden_act is {vision['hidden_act']!r}; "
+            f"supported: {', '.join(VISION_ACTIVATIONS)}"
+        )
+    for key in ("image_size", "patch_size"):
+        if not isinstance(vision[key], int):
+            raise ValueError(f"config.json: vision_config.{key} is {vision[key]!r}; give a number")
+    if vision["hidden_size"] % vision["num_attention_heads"]:
+        raise ValueError(
+            f"config.json: vision_config.hidden_size is {vision['hidden_size']}, "
+            f"no multiple of num_attention_heads {vision['num_attention_heads']}"
+        )
+    # "default" drops the first position: the class token, which only CLIP has.
+    strategy = "default" if VISION_TYPES[model_type] == "clip" else "full"
+    if top["vision_feature_select_strategy"] != strategy:
+        raise ValueError(
+            f"config.json: vision_feature_select_strategy is "
+            f"{top['vision_feature_select_strategy']!r}; {model_type} supports {strategy!r}"
+        )
+    return {
+        "vision_model_type": VISION_TYPES[model_type],
+        "vision_num_layers": _built_layers(top, vision["num_hidden_layers"]),
+        "vision_hidden_size": vision["hidden_size"],
+        "vision_ffn_hidden_size": vision["intermediate_size"],
+        "vision_num_attention_heads": vision["num_attention_heads"],
+        "vision_image_size": vision["image_size"],
+        "vision_patch_size": vision["patch_size"],
+        "vision_norm_epsilon": vision["layer_norm_eps"],
+        "vision_hidden_act": vision["hidden_act"],
+        "mm_vision_select_layer": top["vision_feature_layer"],
+    }
+
+
+def _image_fields(
+    top: dict[str, Any], processor: dict[str, Any], image_size: int
+) -> dict[str, Any]:
+    """How images become tiles. The order (height, width) of the pinpoints is kept, not flipped."""
+    where = "image processor"
+    pinpoints = [list(pair) for pair in top["image_grid_pinpoints"]]
+    if not pinpoints or any(len(pair) != 2 or not all(pair) for pair in pinpoints):
+        raise ValueError(f"config.json: image_grid_pinpoints is {pinpoints}; give [h, w] pairs")
+    for pair in pinpoints:
+        if pair[0] % image_size or pair[1] % image_size:
+            raise ValueError(
+                f"config.json: image_grid_pinpoints has {pair}, no multiple of image_size "
+                f"{image_size}"
+            )
+    theirs = processor.get("image_grid_pinpoints", pinpoints)
+    if [list(pair) for pair in theirs] != pinpoints:
+        raise ValueError(
+            f"{where}: image_grid_pinpoints is {theirs}, but config.json says {pinpoints}"
+        )
+    for key in ("image_mean", "image_std"):
+        if len(processor.get(key) or ()) != 3:
+            raise ValueError(f"{where}: {key} is {processor.get(key)!r}; give three numbers")
+    supported = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
+    for key, expected in supported.items():
+        if processor.get(key, expected) != expected:
+            raise ValueError(f"{where}: {key} is {processor[key]!r}; supported: {expected!r}")
+    if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-9:
+        raise ValueError(
+            f"{where}: rescale_factor is {processor['rescale_factor']}; supported: 1/255"
+        )
+    sizes = {**_sides(processor, "size"), **_sides(processor, "crop_size")}
+    for key, side in sizes.items():
+        if side != image_size:
+            raise ValueError(f"{where}: {key} is {side}, but vision image_size is {image_size}")
+    return {
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": pinpoints,
+        "pinpoint_order": "hw",
+        "mm_patch_merge_type": "spatial_unpad",
+        "unpad_round": "hf",
+        "resize_mode": "shortest_edge_crop" if "size.shortest_edge" in sizes else "squash",
+        "image_mean": [float(value) for value in processor["image_mean"]],
+        "image_std": [float(value) for value in processor["image_std"]],
+    }
+
+
+def _sides(processor: dict[str, Any], key: str) -> dict[str, int]:
+    """The sides that `key` states, as {"size.height": S}; a bare number is the shortest edge."""
+    size = processor.get(key)
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    return {f"{key}.{side}": value for side, value in (size or {}).items() if value is not None}

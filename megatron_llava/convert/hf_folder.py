@@ -1,0 +1,155 @@
+"""The files of a Hugging Face folder beside its weights: read, copied, checked against tensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_llava.convert.families import EMBEDDING, LM_HEAD, VISION
+from megatron_llava.convert.hf_config import mapping_from_hf, read_json
+from megatron_llava.convert.hf_reader import HFReader
+
+CONFIG_FILE = "config.json"
+SIDE_FILES = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*processor*config.json",
+    "processor_config.json",
+    "chat_template*",
+)
+DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def copy_side_files(source: Path, target: Path) -> list[str]:
+    """Copy tokenizer, processor, template and configuration files; return their names, sorted."""
+    target.mkdir(parents=True, exist_ok=True)
+    names = sorted(
+        path.name
+        for path in source.iterdir()
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in SIDE_FILES)
+    )
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+    return names
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """Settings of the image processor: `preprocessor_config.json`, or nested in the processor's."""
+    old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if old.exists():
+        return read_json(old)
+    if new.exists():
+        settings = read_json(new).get("image_processor")
+        if isinstance(settings, dict):
+            return settings
+    raise ValueError(f"{folder}: no image processor settings in {old.name} or {new.name}")
+
+
+def read_mapping(folder: Path, reader: HFReader) -> dict[str, Any]:
+    """The mapping of a Hugging Face folder, checked against its tensors.
+
+    ValueError, one line, for unsupported settings and for tensors that contradict the config.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    try:
+        mapping = mapping_from_hf(config, read_image_processor(folder))
+        mapping |= output_weight_fields(config, reader)
+        check_tensors(mapping, reader)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(
+            text if str(folder) in text.split(": ")[0] else f"{folder}: {text}"
+        ) from None
+    return mapping
+
+
+def output_weight_fields(config: dict[str, Any], reader: HFReader) -> dict[str, Any]:
+    """Whether the output weight is tied: the flag of config.json and the tensors must agree."""
+    if EMBEDDING not in reader:
+        raise ValueError(f"tensor {EMBEDDING} is missing")
+    top = bool(config.get("tie_word_embeddings", False))
+    text = bool((config.get("text_config") or {}).get("tie_word_embeddings", False))
+    flags = f"tie_word_embeddings is {top} and text_config.tie_word_embeddings is {text}"
+    if LM_HEAD not in reader:
+        if not top:
+            raise ValueError(f"config.json: {flags}, but tensor {LM_HEAD} is missing")
+        return {"untie_embeddings_and_output_weights": False, "hf_stores_tied_output_weight": False}
+    if not top and not text:
+        return {"untie_embeddings_and_output_weights": True, "hf_stores_tied_output_weight": False}
+    if not torch.equal(reader.tensor(LM_HEAD), reader.tensor(EMBEDDING)):
+        raise ValueError(f"config.json: {flags}, but {LM_HEAD} differs from {EMBEDDING}")
+    # Equal bytes under two names: an untied model at this moment unless the model's own flag ties.
+    return {"untie_embeddings_and_output_weights": not top, "hf_stores_tied_output_weight": top}
+
+
+def _contradiction(
+    field: str, expected: Any, reader: HFReader, name: str, found: Any
+) -> ValueError:
+    return ValueError(f"config.json: {field} is {expected}, but {reader.source(name)} has {found}")
+
+
+def check_tensors(mapping: dict[str, Any], reader: HFReader) -> None:
+    """Compare the sizes that config.json states with the tensors, in the words of config.json."""
+    rows = reader.shape(EMBEDDING)[0]
+    if rows != mapping["vocab_size"]:
+        raise _contradiction(
+            "text_config.vocab_size", mapping["vocab_size"], reader, EMBEDDING, f"{rows} rows"
+        )
+    channels = mapping["kv_channels"]
+    for field, key, projection in (
+        ("num_attention_heads", "num_attention_heads", "q_proj"),
+        ("num_key_value_heads", "num_query_groups", "k_proj"),
+    ):
+        name = f"language_model.model.layers.0.self_attn.{projection}.weight"
+        if name in reader and reader.shape(name)[0] != mapping[key] * channels:
+            stated = f"{mapping[key]} of {channels} channels each"
+            found = f"{reader.shape(name)[0]} rows"
+            raise _contradiction(f"text_config.{field}", stated, reader, name, found)
+    positions = VISION + "embeddings.position_embedding.weight"
+    side = mapping["vision_image_size"] // mapping["vision_patch_size"]
+    expected = side * side + (mapping["vision_model_type"] == "clip")
+    if positions in reader and reader.shape(positions)[0] != expected:
+        stated = f"{mapping['vision_image_size']} ({expected} positions)"
+        found = f"{reader.shape(positions)[0]} rows"
+        raise _contradiction("vision_config.image_size", stated, reader, positions, found)
+    _check_layers(reader, "language_model.model.layers.", "text_config", mapping["num_layers"])
+    stored = mapping["vision_num_layers"] - 1 - mapping["mm_vision_select_layer"]
+    _check_layers(reader, VISION + "encoder.layers.", "vision_config", stored)
+
+
+def _check_layers(reader: HFReader, prefix: str, section: str, expected: int) -> None:
+    found = {
+        name.removeprefix(prefix).split(".")[0]
+        for name in reader.names()
+        if name.startswith(prefix)
+    }
+    if len(found) != expected:
+        raise ValueError(
+            f"config.json: {section}.num_hidden_layers is {expected}, but the checkpoint has "
+            f"tensors of {len(found)} layers ({prefix}*)"
+        )
+
+
+def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write config.json with the dtype of the exported tensors in the key that the file used."""
+    config = dict(config)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    config[key] = DTYPE_NAMES[dtype]
+    for section in ("text_config", "vision_config"):
+        inner = dict(config.get(section) or {})
+        for name in ("dtype", "torch_dtype"):
+            if name in inner:
+                inner[name] = DTYPE_NAMES[dtype]
+        config[section] = inner
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
