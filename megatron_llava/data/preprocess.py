@@ -1,0 +1,264 @@
+"""Records and images to a store: checked and tokenised in processes, written in input order."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from megatron_llava.data.records import RecordFile, parse_record
+from megatron_llava.data.store_files import check_output_prefix
+from megatron_llava.text.conversation import encode_conversation
+from megatron_llava.text.templates import Template, get_template
+from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_llava.vision.tiles import image_size
+
+# A chunk travels between processes at once: large enough to hide the trip, small enough that the
+# image bytes of all chunks in flight (4 per worker) fit in memory.
+_CHUNK = 16
+_CHUNKS_IN_FLIGHT = 4
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings:
+    """The flags of tools/preprocess_data.py, under their names."""
+
+    input: Path
+    image_folder: Path
+    tokenizer_model: str
+    tokenizer_type: str = "auto"
+    conversation_template: str = "qwen_1_5"
+    output_prefix: Path
+    workers: int = 1
+    max_bad_records: int = 0
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSummary:
+    """What a run wrote. `tokens` counts text tokens, without image placeholders."""
+
+    samples: int
+    images: int
+    tokens: int
+    supervised_tokens: int
+    bad_records: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples} samples, {self.images} images, {self.tokens} tokens, "
+            f"{self.supervised_tokens} supervised tokens, {self.bad_records} bad records, "
+            f"{self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRecord:
+    """One record ready to be stored: see `StoreWriter.add`."""
+
+    token_ids: np.ndarray
+    label_mask: np.ndarray
+    images: list[bytes]
+    sizes: list[tuple[int, int]]
+
+
+def encode_record(
+    raw: Any, source: str, image_folder: Path, tokenizer: Tokenizer, template: Template
+) -> EncodedRecord:
+    """Check and tokenise one raw record, and read its images; every image is decoded in full once.
+
+    Raises:
+        ValueError: one line that starts with `source`.
+    """
+    record = parse_record(raw, source)
+    encoded = encode_conversation(record.turns, len(record.images), tokenizer, template, source)
+    images, sizes = [], []
+    for name in record.images:
+        path = image_folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{source}: cannot read image {path}: {error.strerror}") from error
+        images.append(data)
+        sizes.append(image_size(data, f"{source}: image {path}", verify=True))
+    return EncodedRecord(
+        token_ids=encoded.token_ids, label_mask=encoded.label_mask, images=images, sizes=sizes
+    )
+
+
+def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> PreprocessSummary:
+    """Make a store. The output does not depend on the number of workers.
+
+    Raises:
+        ValueError: one line: a setting that cannot be used, or the bad record that is one more than
+            `max_bad_records`. Nothing is left under the output prefix.
+    """
+    started = time.monotonic()
+    check_output_prefix(settings.output_prefix, settings.overwrite)
+    if settings.workers < 1:
+        raise ValueError(f"--workers {settings.workers}: expected at least 1")
+    if settings.max_bad_records < 0:
+        raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
+    if not settings.image_folder.is_dir():
+        raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
+    tokenizer, template = _load_text(settings)
+    records = RecordFile(settings.input)
+    # Core takes seconds to import: not before what may end the run at once, and never in a worker.
+    from megatron_llava.data.store_writer import StoreWriter
+
+    progress = _Progress(len(records), log)
+    bad = 0
+    writer = StoreWriter(
+        settings.output_prefix,
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+        conversation_template=settings.conversation_template,
+        overwrite=settings.overwrite,
+    )
+    with writer, closing(_encoded(records, settings)) as results:
+        for result in results:
+            progress.advance()
+            if isinstance(result, EncodedRecord):
+                writer.add(result.token_ids, result.label_mask, result.images, result.sizes)
+                continue
+            bad += 1
+            if bad > settings.max_bad_records:
+                raise ValueError(_too_many_bad(result, bad, settings.max_bad_records))
+            progress.print_line(f"skipped: {result}")
+        progress.finish()
+        writer.finish()
+        counts = writer.counts
+    return PreprocessSummary(
+        samples=counts["samples"],
+        images=counts["images"],
+        tokens=counts["tokens"],
+        supervised_tokens=counts["supervised_tokens"],
+        bad_records=bad,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _too_many_bad(message: str, bad: int, allowed: int) -> str:
+    if allowed == 0:
+        return f"{message} (--max-bad-records N skips up to N such records)"
+    return f"{message}; this is bad record {bad}, --max-bad-records is {allowed}"
+
+
+def _load_text(settings: PreprocessSettings) -> tuple[Tokenizer, Template]:
+    template = get_template(settings.conversation_template)
+    tokenizer = load_tokenizer(settings.tokenizer_model, settings.tokenizer_type)
+    template.check_tokenizer(tokenizer)
+    return tokenizer, template
+
+
+def _encoded(
+    records: Iterable[tuple[str, Any]], settings: PreprocessSettings
+) -> Generator[EncodedRecord | str, None, None]:
+    """The records encoded, or the message of a bad one, in order; a bounded number is in flight."""
+    iterator = iter(records)
+    chunks = iter(lambda: list(islice(iterator, _CHUNK)), [])
+    if settings.workers == 1:
+        encode = _ChunkEncoder(settings)
+        for chunk in chunks:
+            yield from encode(chunk)
+        return
+    # Forked workers share what is imported already; elsewhere they start from nothing.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pending: deque[Future[list[EncodedRecord | str]]] = deque()
+    with ProcessPoolExecutor(settings.workers, context, _start_worker, (settings,)) as pool:
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(_encode_chunk, chunk))
+                if len(pending) >= _CHUNKS_IN_FLIGHT * settings.workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _ChunkEncoder:
+    """Encodes chunks of raw records with a tokenizer of its own."""
+
+    def __init__(self, settings: PreprocessSettings) -> None:
+        self._tokenizer, self._template = _load_text(settings)
+        self._image_folder = settings.image_folder
+
+    def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
+        return [self._encode(raw, source) for source, raw in chunk]
+
+    def _encode(self, raw: Any, source: str) -> EncodedRecord | str:
+        try:
+            return encode_record(raw, source, self._image_folder, self._tokenizer, self._template)
+        except ValueError as error:
+            return str(error)
+
+
+_worker_encoder: Callable[[list[tuple[str, Any]]], list[EncodedRecord | str]] | None = None
+
+
+def _start_worker(settings: PreprocessSettings) -> None:
+    """Runs once in each worker process."""
+    global _worker_encoder
+    # An interrupt reaches the whole process group; the parent alone cleans up after it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # A parent that was killed closes no queue: without this the workers would wait for ever.
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+    _worker_encoder = _ChunkEncoder(settings)
+
+
+def _exit_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
+
+
+def _encode_chunk(chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
+    assert _worker_encoder is not None
+    return _worker_encoder(chunk)
+
+
+class _Progress:
+    """Speed and time left: one line that is rewritten on a terminal, else a line every 10 s."""
+
+    def __init__(self, total: int, stream: TextIO) -> None:
+        self._total, self._stream, self._done = total, stream, 0
+        self._terminal = stream.isatty()
+        self._started = self._printed = time.monotonic()
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._printed >= (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
+            self._printed = now
+            rate = self._done / (now - self._started)
+            left = int((self._total - self._done) / rate)
+            text = (
+                f"{self._done}/{self._total} records, {rate:.1f} records/s, "
+                f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+            )
+            self._stream.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
+            self._stream.flush()
+
+    def print_line(self, text: str) -> None:
+        self._stream.write(f"\r{text}\x1b[K\n" if self._terminal else f"{text}\n")
+
+    def finish(self) -> None:
+        if self._terminal:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
