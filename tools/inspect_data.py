@@ -1,0 +1,67 @@
+r"""Print one sample of a training store: its text, its images, and its length for given settings.
+
+python tools/inspect_data.py --data-path stores/data --index 17 \
+    --tokenizer-model Qwen2-7B-Instruct
+"""
+
+import argparse
+import sys
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.describe import describe_sample
+from megatron_llava.data.store import Store
+from megatron_llava.text.tokenizer import TOKENIZER_TYPES, load_tokenizer
+from megatron_llava.vision.anyres import parse_grid_pinpoints
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Print one sample of a training store.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-path", required=True, help="prefix of the store")
+    add("--index", type=int, default=0, help="number of the sample, from 0")
+    add("--tokenizer-model", required=True, help="the one the store was made with")
+    add("--tokenizer-type", default="auto", choices=TOKENIZER_TYPES, help="kind of tokenizer")
+    add("--vision-image-size", type=int, default=384, help="side of one tile in pixels")
+    add("--vision-patch-size", type=int, default=14, help="side of one patch in pixels")
+    add("--image-aspect-ratio", default="anyres_max_9", help="square, pad, anyres, ...")
+    add("--image-grid-pinpoints", default="(1x1),...,(6x6)", help="allowed grids of tiles")
+    add("--mm-patch-merge-type", default="spatial_unpad", help="how tiles become tokens")
+    add("--verify-checksums", action="store_true", help="first read and check the whole store")
+    return parser.parse_args()
+
+
+def image_settings(arguments: argparse.Namespace) -> ImageSettings:
+    tile_size = arguments.vision_image_size
+    uses_grid = arguments.image_aspect_ratio not in ("square", "pad")
+    pinpoints = parse_grid_pinpoints(arguments.image_grid_pinpoints, tile_size) if uses_grid else ()
+    return ImageSettings(
+        tile_size=tile_size,
+        patch_size=arguments.vision_patch_size,
+        image_aspect_ratio=arguments.image_aspect_ratio,
+        grid_pinpoints=pinpoints,
+        mm_patch_merge_type=arguments.mm_patch_merge_type,
+        unpad_round="llava",
+        # What follows decides pixels, not counts.
+        resize_mode="squash",
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        store = Store(arguments.data_path)
+        if arguments.verify_checksums:
+            store.verify_checksums()
+        tokenizer = load_tokenizer(arguments.tokenizer_model, arguments.tokenizer_type)
+        print(describe_sample(store, arguments.index, tokenizer, image_settings(arguments)))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
