@@ -16,7 +16,7 @@ from megatron_llava.config.yaml_file import (
     write_yaml,
 )
 
-_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "list": "A,B,..."}
+_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "list": "A,B,...", "numbers": "X,Y,..."}
 _EPILOG = (
     "A --config file sets any of these by name (dashes or underscores, flat or nested by section); "
     "flags win over it. --no-FLAG turns off a FLAG that the file turned on."

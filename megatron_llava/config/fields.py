@@ -25,6 +25,7 @@ _KIND_NAMES = {
     "float": "a number",
     "str": "a string",
     "list": "a comma-separated list of strings",
+    "numbers": "a comma-separated list of numbers",
 }
 
 
@@ -82,7 +83,8 @@ class FieldSpec:
 
     Attributes:
         group: name of the group that holds the field, such as ``parallel``.
-        kind: ``bool``, ``int``, ``float``, ``str`` or ``list`` (a tuple of strings).
+        kind: ``bool``, ``int``, ``float``, ``str``, ``list`` (a tuple of strings) or ``numbers``
+            (a tuple of floats).
         optional: whether ``None`` is a value of the field.
         choices: the allowed strings; empty where any is allowed.
     """
@@ -187,8 +189,8 @@ def _take_apart(hint: Any) -> tuple[str, tuple[str, ...], bool]:
     if get_origin(hint) is Literal:
         return "str", get_args(hint), optional
     if get_origin(hint) is tuple:
-        assert get_args(hint) == (str, ...), f"a list field is tuple[str, ...], not {hint}"
-        return "list", (), optional
+        assert get_args(hint) in ((str, ...), (float, ...)), f"no flag can be made of {hint}"
+        return "list" if get_args(hint) == (str, ...) else "numbers", (), optional
     assert hint in (bool, int, float, str), f"no flag can be made of the type {hint}"
     return hint.__name__, (), optional
 
@@ -229,10 +231,19 @@ def _to_list(value: Any) -> tuple[str, ...]:
     return tuple(_to_str(part) for part in value)
 
 
+def _to_numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return tuple(_to_float(part) for part in value)
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bool": _to_bool,
     "int": _to_int,
     "float": _to_float,
     "str": _to_str,
     "list": _to_list,
+    "numbers": _to_numbers,
 }

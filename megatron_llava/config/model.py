@@ -100,7 +100,10 @@ class VisionConfig:
         None, "Family of the vision tower", from_checkpoint="fixed"
     )
     vision_num_layers: int | None = flag(
-        None, "Encoder layers of the vision tower", minimum=1, from_checkpoint="fixed"
+        None,
+        "Encoder layers of the vision tower, up to the one that the projector reads",
+        minimum=1,
+        from_checkpoint="fixed",
     )
     vision_hidden_size: int | None = flag(
         None, "Width of the vision tower", minimum=1, from_checkpoint="fixed"
@@ -125,7 +128,9 @@ class VisionConfig:
     )
     mm_vision_select_layer: int | None = flag(
         None,
-        "Hidden state the projector reads: 0 is the embedding, negative counts from the end",
+        "Hidden state of the published tower that the projector reads, counted from its end; "
+        "--vision-num-layers counts the layers up to it",
+        below=0,
         from_checkpoint="fixed",
     )
     mm_projector_type: str = flag(
@@ -167,4 +172,22 @@ class ImageConfig:
         "llava",
         "Rounding of the unpadded size: the original code's or transformers'",
         from_checkpoint="overridable",
+    )
+    image_mean: tuple[float, ...] | None = flag(
+        None,
+        "Mean of the red, green and blue channel, of 1",
+        from_checkpoint="overridable",
+        default_text="from the checkpoint, else the vision tower's usual one",
+    )
+    image_std: tuple[float, ...] | None = flag(
+        None,
+        "Standard deviation of the red, green and blue channel, of 1",
+        from_checkpoint="overridable",
+        default_text="from the checkpoint, else the vision tower's usual one",
+    )
+    image_resize_mode: Literal["shortest_edge_crop", "squash"] | None = flag(
+        None,
+        "How --image-aspect-ratio square makes a view: scale and crop, or squash",
+        from_checkpoint="overridable",
+        default_text="from the checkpoint, else crop for clip and squash for siglip",
     )

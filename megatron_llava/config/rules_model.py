@@ -5,9 +5,8 @@ from __future__ import annotations
 from megatron_llava.config.run import RunConfig
 
 
-def check_layout(config: RunConfig, world_size: int) -> None:
-    """The ranks and the layers divide among the stages."""
-    config.data_parallel_size(world_size)
+def check_stages(config: RunConfig) -> None:
+    """The layers divide among the pipeline stages."""
     layers = known(config.language.num_layers)
     pipeline = config.parallel.pipeline_model_parallel_size
     check_divisible("--num-layers", layers, "--pipeline-model-parallel-size", pipeline)
@@ -35,7 +34,7 @@ def check_language(config: RunConfig) -> None:
 
 
 def check_vision(config: RunConfig) -> None:
-    """Heads and widths of the vision tower divide likewise; its layer and patch exist."""
+    """Heads and widths of the vision tower divide likewise, and a tile holds a patch."""
     vision = config.vision
     tensor = config.parallel.tensor_model_parallel_size
     tensor_flag = "--tensor-model-parallel-size"
@@ -50,14 +49,6 @@ def check_vision(config: RunConfig) -> None:
         raise ValueError(
             f"--vision-patch-size {patch} is more than --vision-image-size {image}: "
             "a tile must hold at least one patch"
-        )
-    layers = known(vision.vision_num_layers)
-    select = vision.mm_vision_select_layer
-    assert select is not None
-    if not -layers - 1 <= select <= layers:
-        raise ValueError(
-            f"--mm-vision-select-layer {select} is not among the {layers + 1} hidden states of "
-            f"--vision-num-layers {layers}: give a number from {-layers - 1} to {layers}"
         )
 
 

@@ -8,7 +8,7 @@ from megatron_llava.config.training import TUNABLE_PARTS
 
 
 def check_batch(config: RunConfig, world_size: int) -> None:
-    """Packs divide evenly among the ranks."""
+    """The ranks divide into model replicas, and the packs among those."""
     micro = config.training.micro_batch_size
     if micro != 1:
         raise ValueError(

@@ -10,7 +10,14 @@ from megatron_llava.config import rules_model, rules_training
 from megatron_llava.config.run import RunConfig, all_fields
 
 # Model fields that the run cannot do without: they come from a checkpoint or from flags.
-_MAY_STAY_UNSET = ("num_query_groups", "kv_channels", "image_grid_pinpoints")
+_MAY_STAY_UNSET = (
+    "num_query_groups",
+    "kv_channels",
+    "image_grid_pinpoints",
+    "image_mean",
+    "image_std",
+    "image_resize_mode",
+)
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -26,8 +33,8 @@ def validate(config: RunConfig, world_size: int) -> None:
     """
     _check_values(config)
     _check_required(config)
-    rules_model.check_layout(config, world_size)
     rules_training.check_batch(config, world_size)
+    rules_model.check_stages(config)
     rules_model.check_language(config)
     rules_model.check_vision(config)
     rules_model.check_data_parallel(config)
