@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from torch.utils._device import _device_constructors
 
 MINIMUM_CORE_VERSION = "0.16.1"
 """Oldest megatron-core whose CUDA calls were mapped."""
@@ -213,6 +214,8 @@ def install() -> None:
         raise RuntimeError(
             "--device cpu: megatron.core was imported before the CPU platform was set up"
         )
+    # ``with torch.device(...)`` recognises factories by a set that it makes once: of the originals.
+    _device_constructors()
     for entry in redirections():
         own = entry.name in vars(entry.owner)
         original = getattr(entry.owner, entry.name)

@@ -1,0 +1,58 @@
+"""Build the LlavaModel of one pipeline stage from a RunConfig."""
+
+from __future__ import annotations
+
+from megatron.core.models.gpt import GPTModel
+
+from megatron_llava.config.run import RunConfig
+from megatron_llava.models.core_config import (
+    language_transformer_config,
+    projector_transformer_config,
+    vision_transformer_config,
+)
+from megatron_llava.models.llava import LlavaModel
+from megatron_llava.models.projector import Projector
+from megatron_llava.models.specs import language_block_spec
+from megatron_llava.models.vision_tower import VisionTower
+from megatron_llava.vision.settings import image_settings
+
+
+def build_llava_model(
+    config: RunConfig, *, pre_process: bool = True, post_process: bool = True
+) -> LlavaModel:
+    """Build this rank's part of the model; core's process groups must exist.
+
+    Args:
+        config: a validated configuration whose model fields are filled.
+        pre_process: this is the first pipeline stage: it has the embedding, tower and projector.
+        post_process: this is the last pipeline stage: it has the output layer.
+    """
+    language = config.language
+    core = language_transformer_config(config)
+    language_model = GPTModel(
+        core,
+        language_block_spec(core, config.parallel.transformer_impl),
+        vocab_size=language.padded_vocab_size(config.parallel.tensor_model_parallel_size),
+        max_sequence_length=language.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=not language.untie_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_base=language.rotary_base,
+        scatter_embedding_sequence_parallel=False,
+    )
+    vision_model = vision_projection = None
+    if pre_process:
+        vision_core = vision_transformer_config(config)
+        vision_model = VisionTower(vision_core, config.vision)
+        vision_projection = Projector(projector_transformer_config(config), vision_core.hidden_size)
+    settings = image_settings(config)
+    return LlavaModel(
+        core,
+        language_model,
+        language.vocab_size,
+        vision_model,
+        vision_projection,
+        settings.image_mean,
+        settings.image_std,
+    )

@@ -1,0 +1,118 @@
+"""Our configuration as the TransformerConfigs that Megatron-core's modules take."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.activations import quick_gelu
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_llava.config.run import RunConfig
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
+"""Hugging Face's ``hidden_act`` names of vision towers."""
+
+
+def params_dtype(config: RunConfig) -> torch.dtype:
+    """The dtype of weights and activations: bfloat16 with --bf16, else float32."""
+    return torch.bfloat16 if config.precision.bf16 else torch.float32
+
+
+def language_transformer_config(config: RunConfig) -> TransformerConfig:
+    """The decoder: RMSNorm, SwiGLU, grouped-query attention, no biases but an optional QKV bias."""
+    language = config.language
+    return TransformerConfig(
+        **_shared(config),
+        **_recompute(config),
+        num_layers=language.num_layers,
+        hidden_size=language.hidden_size,
+        ffn_hidden_size=language.ffn_hidden_size,
+        num_attention_heads=language.num_attention_heads,
+        num_query_groups=language.query_groups,
+        kv_channels=language.head_width,
+        layernorm_epsilon=language.norm_epsilon,
+        normalization="RMSNorm",
+        activation_func=F.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=language.add_qkv_bias,
+        init_method_std=language.init_method_std,
+        sequence_parallel=config.parallel.sequence_parallel,
+        pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        pipeline_dtype=params_dtype(config),
+        # gloo sends asynchronously from the tensor that core would empty: a race that was seen.
+        deallocate_pipeline_outputs=config.parallel.device == "cuda",
+        fp8=config.precision.fp8_format,
+        fp8_recipe=config.precision.fp8_recipe,
+    )
+
+
+def vision_transformer_config(config: RunConfig) -> TransformerConfig:
+    """The vision encoder: LayerNorm, biases everywhere, all layers on the first pipeline stage."""
+    vision = config.vision
+    return TransformerConfig(
+        **_shared(config),
+        **_recompute(config),
+        num_layers=vision.vision_num_layers,
+        hidden_size=vision.vision_hidden_size,
+        ffn_hidden_size=vision.vision_ffn_hidden_size,
+        num_attention_heads=vision.vision_num_attention_heads,
+        layernorm_epsilon=vision.vision_norm_epsilon,
+        normalization="LayerNorm",
+        activation_func=ACTIVATIONS[vision.vision_hidden_act],
+        add_bias_linear=True,
+        add_qkv_bias=True,
+        init_method_std=config.language.init_method_std,
+    )
+
+
+def projector_transformer_config(config: RunConfig) -> TransformerConfig:
+    """The projector: hidden and intermediate width are the language model's; exact-erf GELU."""
+    hidden_size = config.language.hidden_size
+    return TransformerConfig(
+        **_shared(config),
+        num_layers=1,
+        hidden_size=hidden_size,
+        ffn_hidden_size=hidden_size,
+        num_attention_heads=config.language.num_attention_heads,
+        kv_channels=config.language.head_width,
+        activation_func=F.gelu,
+        add_bias_linear=True,
+        init_method_std=config.language.init_method_std,
+    )
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    """What all three have in common. Fusions are off: core's fused GELU is the tanh approximation."""
+    return {
+        "tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
+        "params_dtype": params_dtype(config),
+        "bf16": config.precision.bf16,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        "use_cpu_initialization": config.parallel.device == "cpu",
+        "calculate_per_token_loss": True,
+    }
+
+
+def _recompute(config: RunConfig) -> dict[str, Any]:
+    """Recomputation of activations, for the decoder and the vision tower alike."""
+    recompute = config.recompute
+    return {
+        "recompute_granularity": recompute.granularity,
+        "recompute_method": recompute.recompute_method,
+        "recompute_num_layers": recompute.recompute_num_layers,
+    }

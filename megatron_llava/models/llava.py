@@ -1,0 +1,162 @@
+"""LlavaModel: vision tower, projector, visual packing and core's GPTModel.
+
+Shape suffixes: V views, T patches per view, D tower width, H language width, F = V * T feature rows,
+N text rows, R packed rows (of this rank under sequence parallel), L loss rows, W vocabulary columns of
+this tensor-parallel rank, B = 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_llava.data.collate import TensorBatch
+from megatron_llava.models.projector import Projector
+from megatron_llava.models.vision_tower import VisionTower
+from megatron_llava.ops.visual_pack import visual_pack
+from megatron_llava.vision.tiles import normalize_tiles
+
+
+class LlavaModel(MegatronModule):
+    """A LLaVA-NeXT model over packed batches.
+
+    The vision tower, projector and ``image_newline`` live on the first pipeline stage only. Every
+    microbatch runs the tower, on a dummy view when it has no image, so that every data-parallel rank
+    produces every gradient in every microbatch and overlapped reductions never wait for one.
+
+    Args:
+        config: core's configuration of the language model.
+        language_model: core's GPTModel of this pipeline stage.
+        vocab_size: entries of the vocabulary before padding; padded columns never take part in a
+            softmax.
+        vision_model: the tower, None except on the first stage.
+        vision_projection: the projector, None except on the first stage.
+        image_mean: per-channel mean of the tower's input.
+        image_std: per-channel standard deviation of the tower's input.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        language_model: GPTModel,
+        vocab_size: int,
+        vision_model: VisionTower | None,
+        vision_projection: Projector | None,
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+    ) -> None:
+        super().__init__(config=config)
+        self.language_model = language_model
+        self.pre_process = language_model.pre_process
+        self.post_process = language_model.post_process
+        self.model_type = language_model.model_type
+        # Core looks these up on the outermost module to reduce tied embeddings across stages.
+        self.share_embeddings_and_output_weights = (
+            language_model.share_embeddings_and_output_weights
+        )
+        self.vocab_size = vocab_size
+        self.image_mean, self.image_std = image_mean, image_std
+        if self.pre_process:
+            assert vision_model is not None and vision_projection is not None
+            self.vision_model = vision_model
+            self.vision_projection = vision_projection
+            scale = config.hidden_size**-0.5
+            self.image_newline = torch.nn.Parameter(
+                torch.randn(config.hidden_size, dtype=config.params_dtype) * scale
+            )
+        if self.post_process:
+            # Rows are gathered before the few that carry a loss are picked, not by the output layer.
+            output_layer = language_model.output_layer
+            output_layer.sequence_parallel = False
+            output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
+
+    def shared_embedding_or_output_weight(self) -> torch.Tensor | None:
+        """The tied weight of this stage (core's protocol for tied embeddings)."""
+        return self.language_model.shared_embedding_or_output_weight()
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """Take the hidden states [R, 1, H] of the stage before (core's pipeline protocol)."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def encode_images(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Normalise, encode and project uint8 tiles [V, 3, S, S] to feature rows [F, H]."""
+        pixels_VCSS = normalize_tiles(
+            tiles, self.image_mean, self.image_std, self.config.params_dtype
+        )
+        frozen = not any(p.requires_grad for p in self.vision_model.parameters())
+        with torch.no_grad() if frozen else contextlib.nullcontext():
+            features_VTD = self.vision_model(pixels_VCSS)
+        return self.vision_projection(features_VTD).flatten(0, 1)
+
+    def embed(self, batch: TensorBatch) -> torch.Tensor:
+        """The input rows of the decoder [R, 1, H]: text embeddings and visual features, packed."""
+        features_FH = self.encode_images(batch.tiles)
+        text_NH = self.language_model.embedding.word_embeddings(batch.token_ids[None])[0]
+        packed_RH = visual_pack(
+            features_FH, self.image_newline[None], text_NH, batch.taps, batch.weights
+        )
+        rows_RBH = packed_RH[:, None]
+        if self.config.sequence_parallel:
+            rows_RBH = tensor_parallel.scatter_to_sequence_parallel_region(rows_RBH)
+        return rows_RBH
+
+    def forward(self, batch: TensorBatch) -> torch.Tensor:
+        """Run one pack through this stage.
+
+        Returns:
+            On the last stage the loss of each loss row, float32 [L] (of a pack without loss rows: one
+            zero). Elsewhere the hidden states [R, 1, H].
+        """
+        hidden_RBH = self.decode(batch)
+        if not self.post_process:
+            return hidden_RBH
+        rows, labels, scale = batch.loss_rows, batch.loss_labels, 1.0
+        if not rows.numel():
+            # Collectives and gradients of the output layer must take place on this rank as well.
+            rows, labels, scale = rows.new_zeros(1), labels.new_zeros(1), 0.0
+        logits_LW = self.logits(hidden_RBH, rows)
+        losses_L = tensor_parallel.vocab_parallel_cross_entropy(logits_LW.float(), labels)
+        return losses_L * scale
+
+    def decode(self, batch: TensorBatch) -> torch.Tensor:
+        """Hidden states [R, 1, H] after this stage's decoder layers."""
+        decoder_input = self.embed(batch) if self.pre_process else None
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+        )
+        language_model = self.language_model
+        rotary = language_model.rotary_pos_emb(batch.max_seqlen, packed_seq=True)
+        return language_model.decoder(
+            hidden_states=decoder_input,
+            attention_mask=None,
+            rotary_pos_emb=rotary,
+            packed_seq_params=packed,
+        )
+
+    def logits(self, hidden_RBH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Logits [L, W] of the given rows; columns beyond the vocabulary are the dtype's minimum."""
+        if self.config.sequence_parallel:
+            hidden_RBH = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_RBH, tensor_parallel_output_grad=False
+            )
+        weight = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        selected_LBH = hidden_RBH.index_select(0, rows)
+        logits_LBW, _ = self.language_model.output_layer(selected_LBH, weight=weight)
+        logits_LW = logits_LBW[:, 0]
+        columns = logits_LW.shape[1]
+        first = columns * parallel_state.get_tensor_model_parallel_rank()
+        padding = torch.arange(first, first + columns, device=rows.device) >= self.vocab_size
+        return logits_LW.masked_fill(padding, torch.finfo(logits_LW.dtype).min)

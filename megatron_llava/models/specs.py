@@ -1,0 +1,151 @@
+"""Layer specs: which modules a core TransformerLayer is composed of.
+
+``local`` uses core's parallel linears with the norms and the attention of this file; it is the only
+implementation that runs on CPU. ``transformer_engine`` is core's own spec. Core's local norm asserts
+that sequence parallelism is off, and its local attention refuses packed sequences: hence ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_llava.ops.attention import dense_attention, packed_attention
+
+
+class Norm(torch.nn.Module):
+    """LayerNorm or RMSNorm over the last dimension, as ``config.normalization`` says.
+
+    ``weight.sequence_parallel`` tells core to sum the gradient over the tensor-parallel ranks when
+    each of them normalised only its share of the rows.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> None:
+        super().__init__()
+        assert config.normalization in ("LayerNorm", "RMSNorm"), config.normalization
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+        self.bias: torch.nn.Parameter | None = None
+        if config.normalization == "LayerNorm":
+            self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+            self.bias.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise ``x`` [..., hidden_size], keeping its dtype."""
+        if self.bias is not None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class CoreAttention(MegatronModule):
+    """The attention between core's QKV and output projections; packed (thd) or dense (sbhd)."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        assert config.context_parallel_size == 1, "local attention keeps whole sequences"
+        assert not config.attention_dropout, "local attention has no dropout"
+        assert attn_mask_type in (AttnMaskType.causal, AttnMaskType.no_mask), attn_mask_type
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Packed: [T, heads, D] to [T, heads * D]. Dense: [S, B, heads, D] to [S, B, heads * D]."""
+        assert attention_mask is None and attention_bias is None, "masks come from the spec"
+        if packed_seq_params is None:
+            return dense_attention(query, key, value, causal=self.causal, scale=self.softmax_scale)
+        return packed_attention(
+            query,
+            key,
+            value,
+            packed_seq_params.cu_seqlens_q,
+            packed_seq_params.max_seqlen_q,
+            causal=self.causal,
+            scale=self.softmax_scale,
+        )
+
+
+def local_layer_spec(attn_mask_type: AttnMaskType) -> ModuleSpec:
+    """A pre-norm transformer layer of core's parallel linears and this file's norm and attention."""
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=Norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": attn_mask_type},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=CoreAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=Norm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp_submodules()),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def mlp_submodules() -> MLPSubmodules:
+    """A column-parallel linear, an activation and a row-parallel linear."""
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+
+
+def language_block_spec(config: TransformerConfig, transformer_impl: str) -> Any:
+    """The decoder of the language model: causal layers and a final norm."""
+    if transformer_impl == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec()
+    layer = local_layer_spec(AttnMaskType.causal)
+    layers = get_num_layers_to_build(config)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+
+
+def vision_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """The encoder of the vision tower: full attention, no final norm."""
+    layer = local_layer_spec(AttnMaskType.no_mask)
+    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers)

@@ -1,0 +1,1 @@
+"""Log lines, JSONL, TensorBoard and the progress bar."""

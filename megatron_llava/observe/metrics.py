@@ -1,0 +1,144 @@
+"""What a run tells about itself: one line per interval, JSONL, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from megatron_llava.training.interval import Interval
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak allocated GPU memory, or the resident memory of the process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+class Reporter:
+    """Writes the records of a run; on ranks other than 0 it does nothing.
+
+    Args:
+        active: whether this rank reports.
+        train_iters: the last step, for the progress bar and the time left.
+        log_file: JSONL file, appended to.
+        tensorboard_dir: folder for event files.
+        progress_bar: show a bar where standard error is a terminal.
+        stream: where log lines go.
+    """
+
+    def __init__(
+        self,
+        *,
+        active: bool,
+        train_iters: int,
+        log_file: str | None,
+        tensorboard_dir: str | None,
+        progress_bar: bool,
+        stream: TextIO = sys.stdout,
+    ) -> None:
+        self.active, self.train_iters, self.stream = active, train_iters, stream
+        self._file = self._board = self._bar = None
+        if not active:
+            return
+        if log_file is not None:
+            Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(log_file, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        if tensorboard_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(tensorboard_dir)
+        if progress_bar and sys.stderr.isatty():
+            self._bar = tqdm(total=train_iters, unit="step", dynamic_ncols=True)
+
+    def message(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if not self.active:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self.stream)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def advance_to(self, iteration: int) -> None:
+        """Move the progress bar."""
+        if self._bar is not None:
+            self._bar.update(iteration - self._bar.n)
+
+    def training(
+        self, iteration: int, values: dict[str, float], interval: Interval, device: torch.device
+    ) -> None:
+        """Report one log interval.
+
+        Args:
+            values: "lm loss", "grad norm" and the learning rates, in the order to be shown.
+        """
+        if not self.active:
+            return
+        seconds = max(time.perf_counter() - interval.started, 1e-9)
+        left = (self.train_iters - iteration) * seconds / max(interval.steps, 1)
+        record = {
+            "iteration": iteration,
+            **values,
+            "tokens/s": interval.tokens / seconds,
+            "images/s": interval.images / seconds,
+            "samples/s": interval.samples / seconds,
+            "fill %": 100.0 * interval.tokens / max(interval.padded_tokens, 1),
+            "data wait %": 100.0 * interval.data_seconds / seconds,
+            "memory GiB": memory_bytes(device) / 2**30,
+            "s/step": seconds / max(interval.steps, 1),
+            "eta s": left,
+        }
+        self._write(iteration, "train", record)
+        shown = " | ".join(f"{name} {_short(value)}" for name, value in values.items())
+        self.message(
+            f"step {iteration}/{self.train_iters} | {shown} | {_short(record['tokens/s'])} tokens/s | "
+            f"{_short(record['images/s'])} images/s | fill {record['fill %']:.1f} % | "
+            f"data wait {record['data wait %']:.1f} % | {record['memory GiB']:.2f} GiB | "
+            f"{record['s/step']:.3f} s/step | eta {_clock(left)}"
+        )
+
+    def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None:
+        """Report an evaluation on the held-out store."""
+        if not self.active:
+            return
+        self._write(iteration, "valid", {"iteration": iteration, "valid loss": loss})
+        self.message(
+            f"step {iteration}/{self.train_iters} | valid loss {loss:.4f} | {tokens:,} supervised "
+            f"tokens | {seconds:.1f} s"
+        )
+
+    def close(self) -> None:
+        """Flush and close every output."""
+        for output in (self._file, self._board, self._bar):
+            if output is not None:
+                output.close()
+
+    def _write(self, iteration: int, group: str, record: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "iteration":
+                    self._board.add_scalar(f"{group}/{name}", value, iteration)
+
+
+def _short(value: float) -> str:
+    """A number in about five characters."""
+    if value == 0 or 1e-2 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"

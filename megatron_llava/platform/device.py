@@ -1,0 +1,77 @@
+"""Choose the device, and join the processes that torchrun started (or stand alone)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_llava.platform import cpu
+
+
+def select_device(requested: str) -> str:
+    """Resolve ``--device auto|cuda|cpu`` to "cuda" or "cpu".
+
+    Raises:
+        ValueError: CUDA was asked for and torch sees none.
+    """
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device cuda: torch {torch.__version__} sees no GPU; use --device cpu, or install a "
+            "CUDA build of torch and check the driver"
+        )
+    return requested
+
+
+def set_up_device(device: str) -> torch.device:
+    """Prepare the process for "cuda" or "cpu" and import Megatron-core quietly.
+
+    Must run before anything else imports ``megatron.core``.
+
+    Returns:
+        The device that this process computes on.
+    """
+    if device == "cpu":
+        cpu.install()
+        target = torch.device("cpu")
+    else:
+        target = torch.device("cuda", local_rank())
+        torch.cuda.set_device(target)
+    with warnings.catch_warnings():
+        # Core warns four times that it found neither Transformer Engine nor apex; both are optional.
+        warnings.simplefilter("ignore")
+        import megatron.core.models.gpt
+        import megatron.core.optimizer  # noqa: F401
+    return target
+
+
+def local_rank() -> int:
+    """This process's number on its machine, as torchrun says; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_process_group(device: str, timeout_minutes: float) -> None:
+    """Start torch.distributed: NCCL or gloo under torchrun, a world of one without it."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def leave_process_group() -> None:
+    """Stop torch.distributed if it was started."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,68 @@
+"""The entry point: ``torchrun -m megatron_llava.train ...`` (or ``python -m`` for one process)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from megatron_llava.config.cli import exit_with_error, parse_args
+from megatron_llava.config.run import RunConfig
+from megatron_llava.config.validate import validate
+from megatron_llava.platform.device import (
+    join_process_group,
+    leave_process_group,
+    select_device,
+    set_up_device,
+    world_size,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says; user errors end in one line and exit code 2."""
+    config = parse_args(argv, prog="megatron_llava.train")
+    try:
+        config = prepare(config)
+    except ValueError as error:
+        exit_with_error(str(error), "megatron_llava.train")
+    device = set_up_device(config.parallel.device)
+    # These rooms import Megatron-core, which must find its device prepared.
+    from megatron_llava.observe.metrics import Reporter
+    from megatron_llava.training.run import run_training
+
+    try:
+        join_process_group(config.parallel.device, config.parallel.distributed_timeout_minutes)
+        logging = config.logging
+        reporter = Reporter(
+            active=dist.get_rank() == 0,
+            train_iters=config.training.train_iters,
+            log_file=logging.log_file,
+            tensorboard_dir=logging.tensorboard_dir,
+            progress_bar=not logging.no_progress_bar,
+        )
+        run_training(config, device, reporter)
+        reporter.close()
+    except ValueError as error:
+        exit_with_error(str(error), "megatron_llava.train")
+    finally:
+        leave_process_group()
+
+
+def prepare(config: RunConfig) -> RunConfig:
+    """Resolve the device, take the architecture from the checkpoint, and check every rule.
+
+    Raises:
+        ValueError: one line naming the flags and numbers; nothing has been started or written.
+    """
+    from megatron_llava.training.start import architecture_from_checkpoint
+
+    device = select_device(config.parallel.device)
+    config = config.with_values({"device": device}, config.sources.get("device", "default"))
+    config = architecture_from_checkpoint(config)
+    validate(config, world_size())
+    return config
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

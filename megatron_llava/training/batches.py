@@ -1,0 +1,120 @@
+"""Batches on their way from the loader to this rank's device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.run import RunConfig
+from megatron_llava.data.collate import TensorBatch, padded_rows
+from megatron_llava.data.loader import PackedDataLoader
+from megatron_llava.data.pad import pad_batch
+from megatron_llava.data.schedule import Schedule
+from megatron_llava.data.store import Store
+
+
+class BatchSource:
+    """This rank's microbatches, and what is known of a step before it runs.
+
+    Every rank lays out its packs itself, from the memory-mapped store. Only the images are read and
+    decoded once: by the first tensor-parallel rank of the first pipeline stage, which sends the uint8
+    tiles to the others; their shape is known from the layout. With pipeline parallelism, all packs
+    of a step are padded to the longest of them, because stages exchange tensors of one length.
+
+    Args:
+        store: the samples.
+        settings: image settings.
+        schedule: which samples each pack holds.
+        config: the run.
+        num_microbatches: microbatches of this rank in a step.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: ImageSettings,
+        schedule: Schedule,
+        config: RunConfig,
+        *,
+        num_microbatches: int,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.device, self.schedule = settings, device, schedule
+        self.num_microbatches = num_microbatches
+        self.rank = parallel_state.get_data_parallel_rank()
+        self.size = parallel_state.get_data_parallel_world_size()
+        parallel = config.parallel
+        self._tensor_parallel = parallel.tensor_model_parallel_size > 1
+        self._same_length = parallel.pipeline_model_parallel_size > 1
+        self._multiple = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+        self._on_first_stage = parallel_state.is_pipeline_first_stage()
+        decodes = self._on_first_stage and parallel_state.get_tensor_model_parallel_rank() == 0
+        self.loader = PackedDataLoader(
+            store,
+            settings,
+            schedule,
+            data_parallel_rank=self.rank,
+            data_parallel_size=self.size,
+            num_workers=config.data.num_workers if decodes else 0,
+            with_pixels=decodes,
+            pad_multiple=self._multiple,
+        )
+        self.data_seconds = 0.0
+        self._batches = iter(self.loader)
+        self._handed_out = 0
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs of a global batch."""
+        return self.num_microbatches * self.size
+
+    @property
+    def consumed_packs(self) -> int:
+        """Packs that all ranks together have taken, from the start of the run."""
+        return self.loader.consumed_packs
+
+    def resume_at(self, consumed_packs: int) -> None:
+        """Go on at a position, without reading what was skipped."""
+        self.loader.consumed_packs = consumed_packs
+        self._batches = iter(self.loader)
+
+    def step_rows(self) -> int:
+        """Positions of the longest pack that this data-parallel rank takes in the next step."""
+        first = self.consumed_packs + self.rank
+        packs = (first + i * self.size for i in range(self.num_microbatches))
+        return max(padded_rows(self.schedule.pack_rows(p), self._multiple) for p in packs)
+
+    def step(self, rows: int) -> Iterator[TensorBatch]:
+        """The microbatches of the next step.
+
+        Args:
+            rows: what ``step_rows`` said.
+        """
+        for _ in range(self.num_microbatches):
+            started = time.perf_counter()
+            packed = next(self._batches)
+            self.data_seconds += time.perf_counter() - started
+            if self._same_length:
+                packed = pad_batch(packed, rows)
+            yield self._share_tiles(packed.to_torch(self.device), packed.num_views)
+
+    def _share_tiles(self, batch: TensorBatch, num_views: int) -> TensorBatch:
+        """Give every tensor-parallel rank of the first stage the tiles that the first one decoded."""
+        if not self._on_first_stage or not self._tensor_parallel:
+            return batch
+        tiles = batch.tiles
+        if tiles is None:
+            side = self.settings.tile_size
+            tiles = torch.empty(
+                max(num_views, 1), 3, side, side, dtype=torch.uint8, device=self.device
+            )
+        source = parallel_state.get_tensor_model_parallel_src_rank()
+        dist.broadcast(tiles, source, group=parallel_state.get_tensor_model_parallel_group())
+        return replace(batch, tiles=tiles)

@@ -1,0 +1,65 @@
+"""The model of this rank, in core's mixed-precision and data-parallel wrappers."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.tensor_parallel import (
+    set_defaults_if_not_set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.module import Float16Module
+
+from megatron_llava.config.run import RunConfig
+from megatron_llava.models.build import build_llava_model
+from megatron_llava.models.llava import LlavaModel
+from megatron_llava.training.freeze import freeze_parts
+
+
+def build_distributed_model(
+    config: RunConfig, device: torch.device
+) -> tuple[LlavaModel, DistributedDataParallel]:
+    """Build this pipeline stage and wrap it.
+
+    Returns:
+        The bare model (names and layout as in a checkpoint) and the wrapped one that is trained.
+    """
+    model = build_llava_model(
+        config,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+    )
+    freeze_parts(model, config.training.mm_tunable_parts)
+    for parameter in model.parameters():
+        # Core's optimizer needs to know which parameters tensor-parallel ranks share.
+        set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    if device.type == "cuda":
+        model.cuda(device)
+    module = Float16Module(model.config, model) if config.precision.bf16 else model
+    wrapped = DistributedDataParallel(model.config, _ddp_config(config), module)
+    _connect_overlaps(config, wrapped)
+    return model, wrapped
+
+
+def _ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
+    parallel = config.parallel
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=config.precision.reduce_grads_in_fp32,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        bucket_size=parallel.ddp_bucket_size,
+        check_for_nan_in_grad=False,
+    )
+
+
+def _connect_overlaps(config: RunConfig, wrapped: DistributedDataParallel) -> None:
+    """Tell core's schedules how to delay, start and finish the reduction of gradients."""
+    core = wrapped.module.config
+    core.finalize_model_grads_func = finalize_model_grads
+    if config.parallel.overlap_grad_reduce:
+        core.no_sync_func = wrapped.no_sync

@@ -1,0 +1,198 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_llava.config.run import RunConfig
+from megatron_llava.models.llava import LlavaModel
+from megatron_llava.training.batches import BatchSource
+from megatron_llava.training.checkpointing import (
+    TrainingState,
+    copy_side_files,
+    save_training_state,
+)
+from megatron_llava.training.interval import Interval
+from megatron_llava.training.optimizer import learning_rates
+from megatron_llava.training.step import StepResult, run_batches, train_step
+
+
+class Reporter(Protocol):
+    """Where the loop reports to; ``observe.metrics.Reporter`` is the one that a run uses."""
+
+    def message(self, text: str) -> None: ...
+
+    def advance_to(self, iteration: int) -> None: ...
+
+    def training(
+        self, iteration: int, values: dict[str, float], interval: Interval, device: torch.device
+    ) -> None: ...
+
+    def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Runs steps from ``iteration`` to ``--train-iters``, evaluating, logging and saving.
+
+    Attributes:
+        make_validation: a fresh source over the held-out store, None without one.
+        side_files: the root whose architecture and Hugging Face files go along with a save.
+        iteration: steps already done.
+    """
+
+    config: RunConfig
+    device: torch.device
+    model: LlavaModel
+    wrapped: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    source: BatchSource
+    make_validation: Callable[[], BatchSource] | None
+    reporter: Reporter
+    side_files: str | None
+    iteration: int = 0
+    interval: Interval = field(default_factory=Interval)
+    saved_at: int | None = None
+    _gathers_ahead: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._gathers_ahead = self.config.parallel.overlap_param_gather
+
+    def run(self) -> None:
+        """Train to the end, or to the next multiple of ``--exit-interval``."""
+        training, checkpoint = self.config.training, self.config.checkpoint
+        self.wrapped.train()
+        self.interval = Interval()
+        while self.iteration < training.train_iters:
+            result = self._step()
+            self.reporter.advance_to(self.iteration)
+            if self._due(self.config.logging.log_interval) or self.iteration == 1:
+                self._report(result)
+            if self.make_validation is not None and self._due(training.eval_interval):
+                self.validate()
+            if checkpoint.save is not None and self._due(checkpoint.save_interval):
+                self.save()
+            if self._due(training.exit_interval):
+                self.reporter.message(f"step {self.iteration}: leaving as --exit-interval says")
+                break
+        if checkpoint.save is not None and self.saved_at != self.iteration:
+            self.save()
+
+    def validate(self) -> float:
+        """The token loss over the held-out store, up to ``--eval-iters`` global batches."""
+        assert self.make_validation is not None
+        started = time.perf_counter()
+        source = self.make_validation()
+        total, count = 0.0, 0
+        self.wrapped.eval()
+        with self._parameters_in_place(), torch.no_grad():
+            steps = source.schedule.num_packs // source.packs_per_step
+            for _ in range(min(steps, self.config.training.eval_iters)):
+                rows = source.step_rows()
+                part, part_count = run_batches(
+                    self.wrapped,
+                    source.step(rows),
+                    source.num_microbatches,
+                    rows,
+                    forward_only=True,
+                )
+                total, count = total + part, count + part_count
+        self.wrapped.train()
+        loss = total / max(count, 1)
+        self.reporter.validation(self.iteration, loss, count, time.perf_counter() - started)
+        return loss
+
+    def save(self) -> None:
+        """Write a checkpoint of this step.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        root, started = self.config.checkpoint.save, time.perf_counter()
+        if dist.get_rank() == 0:
+            copy_side_files(self.side_files, root)
+        state = TrainingState(
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            iteration=self.iteration,
+            consumed_packs=self.source.consumed_packs,
+            data_fingerprint=self.source.schedule.fingerprint,
+        )
+        with self._parameters_in_place():
+            save_training_state(
+                root, state, with_optimizer=not self.config.checkpoint.no_save_optim
+            )
+        self.saved_at = self.iteration
+        seconds = time.perf_counter() - started
+        self.reporter.message(f"step {self.iteration}: saved to {root} in {seconds:.1f} s")
+
+    def _step(self) -> StepResult:
+        rows = self.source.step_rows()
+        statistics = torch.zeros(3, dtype=torch.int64)
+
+        def counted() -> Any:
+            for batch in self.source.step(rows):
+                statistics.add_(torch.tensor((batch.num_rows, batch.num_samples, batch.num_images)))
+                yield batch
+
+        waited = self.source.data_seconds
+        result = train_step(
+            self.wrapped,
+            self.optimizer,
+            self.scheduler,
+            counted(),
+            self.source.num_microbatches,
+            rows,
+        )
+        self._count(statistics, self.source.data_seconds - waited)
+        self.iteration += 1
+        return result
+
+    def _count(self, statistics: torch.Tensor, data_seconds: float) -> None:
+        """Add a step to the interval, over the data-parallel ranks."""
+        group = parallel_state.get_data_parallel_group()
+        totals, slowest = statistics.to(self.device), torch.tensor(data_seconds).to(self.device)
+        dist.all_reduce(totals, group=group)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        tokens, samples, images = totals.tolist()
+        interval = self.interval
+        interval.steps += 1
+        interval.tokens += tokens
+        interval.samples += samples
+        interval.images += images
+        interval.padded_tokens += self.source.packs_per_step * self.config.data.seq_length
+        interval.data_seconds += float(slowest)
+
+    def _report(self, result: StepResult) -> None:
+        values = {"lm loss": result.loss, **learning_rates(self.optimizer)}
+        values["grad norm"] = result.grad_norm
+        self.reporter.training(self.iteration, values, self.interval, self.device)
+        self.interval = Interval()
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.iteration % every == 0
+
+    @contextmanager
+    def _parameters_in_place(self) -> Any:
+        """Have every updated parameter on this rank while --overlap-param-gather delays them."""
+        if not self._gathers_ahead:
+            yield
+            return
+        self.wrapped.disable_forward_pre_hook()
+        try:
+            yield
+        finally:
+            self.wrapped.enable_forward_pre_hook()

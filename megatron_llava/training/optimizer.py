@@ -1,0 +1,92 @@
+"""The optimizer and its learning-rate schedule, with a rate of its own for tower and projector."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import (
+    OptimizerConfig,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
+
+from megatron_llava.config.run import RunConfig
+
+_MODULES = {"mm_vision_tower_lr": "*vision_model.*", "mm_projector_lr": "*vision_projection.*"}
+"""The settings that give a module its own rate, and the names of that module's parameters."""
+
+
+def build_optimizer(config: RunConfig, wrapped: DistributedDataParallel) -> MegatronOptimizer:
+    """Core's Adam (decoupled weight decay) over the parameters that learn.
+
+    Biases and norms are not decayed (core's rule: parameters of one dimension).
+    """
+    optimizer, precision = config.optimizer, config.precision
+    core = OptimizerConfig(
+        optimizer=optimizer.optimizer,
+        lr=optimizer.lr,
+        min_lr=optimizer.min_lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.clip_grad,
+        bf16=precision.bf16,
+        params_dtype=torch.bfloat16 if precision.bf16 else torch.float32,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    overrides = get_standard_config_overrides(core)
+    overrides.update(_module_overrides(config))
+    return get_megatron_optimizer(core, [wrapped], config_overrides=overrides)
+
+
+def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    """Linear warmup from zero, then the decay; one scheduler step per optimizer step."""
+    settings, train_iters = config.optimizer, config.training.train_iters
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.warmup_iters(train_iters),
+        lr_decay_steps=settings.decay_iters(train_iters),
+        lr_decay_style=settings.lr_decay_style,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=train_iters,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )
+
+
+def learning_rates(optimizer: MegatronOptimizer) -> dict[str, float]:
+    """The rates in force: of the default groups as "lr", of others by their multiple of it."""
+    rates = {}
+    for group in optimizer.param_groups:
+        name = "lr" if group["lr_mult"] == 1.0 else f"lr x{group['lr_mult']:g}"
+        rates[name] = group["lr"]
+    return rates
+
+
+def _module_overrides(config: RunConfig) -> dict[ParamKey, ParamGroupOverride]:
+    """Per-module peak rates.
+
+    Each carries its ratio to --lr as ``lr_mult``. Core finds a group again after a resume by keys that
+    do not include ``max_lr``: without a multiplier of its own a module would come back with the rate
+    of another. The scheduler does not apply the multiplier.
+    """
+    overrides: dict[ParamKey, ParamGroupOverride] = {}
+    for field, pattern in _MODULES.items():
+        rate = getattr(config.optimizer, field)
+        if rate is None or rate == config.optimizer.lr:
+            continue
+        ratio = rate / config.optimizer.lr
+        overrides[ParamKey(name=pattern)] = ParamGroupOverride(
+            max_lr=rate, min_lr=config.optimizer.min_lr * ratio, lr_mult=ratio
+        )
+    return overrides

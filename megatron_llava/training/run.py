@@ -1,0 +1,142 @@
+"""Put a training run together and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.run import RunConfig
+from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
+from megatron_llava.data.store import Store
+from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
+from megatron_llava.training.batches import BatchSource
+from megatron_llava.training.checkpointing import (
+    TrainingState,
+    load_training_state,
+    load_weights,
+)
+from megatron_llava.training.distributed_model import build_distributed_model
+from megatron_llava.training.loop import Reporter, Trainer
+from megatron_llava.training.optimizer import build_optimizer, build_scheduler
+from megatron_llava.training.start import resumes, starting_checkpoint
+from megatron_llava.vision.settings import image_settings
+
+
+def run_training(config: RunConfig, device: torch.device, reporter: Reporter) -> Trainer:
+    """Train; torch.distributed must be running.
+
+    Returns:
+        The trainer as it stopped.
+
+    Raises:
+        ValueError: one line for the user: data, checkpoint or divergence.
+    """
+    initialize_groups(config.parallel)
+    try:
+        trainer = build_trainer(config, device, reporter)
+        trainer.run()
+    finally:
+        destroy_groups()
+    return trainer
+
+
+def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -> Trainer:
+    """Build data, model and optimizer, and load the starting checkpoint.
+
+    Raises:
+        ValueError: one line for the user.
+    """
+    settings = image_settings(config)
+    num_microbatches = config.num_microbatches(dist.get_world_size())
+    store = Store(config.data.data_path)
+    schedule = _training_schedule(config, settings, store)
+    validation = _validation(config, settings, num_microbatches, device)
+    set_seed(config.training.seed)
+    model, wrapped = build_distributed_model(config, device)
+    start = starting_checkpoint(config)
+    resume = resumes(config, start)
+    if start is not None and not resume:
+        load_weights(*start, model)
+    optimizer = build_optimizer(config, wrapped)
+    scheduler = build_scheduler(config, optimizer)
+    source = BatchSource(
+        store,
+        settings,
+        schedule,
+        config,
+        num_microbatches=num_microbatches,
+        device=device,
+    )
+    state = TrainingState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        iteration=0,
+        consumed_packs=0,
+        data_fingerprint=schedule.fingerprint,
+    )
+    if start is not None and resume:
+        root, iteration = start
+        remarks = load_training_state(
+            root,
+            int(iteration),
+            state,
+            with_optimizer=not config.checkpoint.no_load_optim,
+            with_rng=not config.checkpoint.no_load_rng,
+        )
+        source.resume_at(state.consumed_packs)
+        for remark in [*remarks, f"resumed {root} at step {state.iteration}"]:
+            reporter.message(remark)
+    return Trainer(
+        config=config,
+        device=device,
+        model=model,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        source=source,
+        make_validation=validation,
+        reporter=reporter,
+        side_files=start[0] if start is not None else None,
+        iteration=state.iteration,
+        saved_at=state.iteration if resume else None,
+    )
+
+
+def _training_schedule(
+    config: RunConfig, settings: ImageSettings, store: Store
+) -> TrainingSchedule:
+    data = config.data
+    return TrainingSchedule(
+        store,
+        settings,
+        data.seq_length,
+        seed=config.training.seed,
+        window=data.packing_window,
+        max_bad_records=data.max_bad_records,
+        cache_path=data.data_cache_path,
+    )
+
+
+def _validation(
+    config: RunConfig, settings: ImageSettings, num_microbatches: int, device: torch.device
+) -> Callable[[], BatchSource] | None:
+    """A maker of fresh sources over the held-out store, None where there is none."""
+    data = config.data
+    if data.valid_data_path is None:
+        return None
+    store = Store(data.valid_data_path)
+    schedule = EvaluationSchedule(
+        store,
+        settings,
+        data.seq_length,
+        packs_per_step=num_microbatches * config.data_parallel_size(dist.get_world_size()),
+        window=data.packing_window,
+        max_bad_records=data.max_bad_records,
+    )
+    return lambda: BatchSource(
+        store, settings, schedule, config, num_microbatches=num_microbatches, device=device
+    )

@@ -1,0 +1,70 @@
+"""Where a run starts from, read from disk before anything is set up (no Megatron-core here)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_llava.config.model_yaml import fill_model_from, read_model_yaml
+from megatron_llava.config.run import RunConfig
+from megatron_llava.parallel.checkpoint_directory import (
+    MODEL_YAML,
+    CheckpointError,
+    Iteration,
+    iteration_directory,
+    latest_iteration,
+)
+
+
+def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
+    """The root and iteration that a run reads at its start; None for random weights.
+
+    ``--load`` comes first. Where it holds no checkpoint yet, ``--pretrained-checkpoint`` is read, so
+    the same command starts a run and resumes it.
+
+    Raises:
+        CheckpointError: a checkpoint that was asked for does not exist.
+    """
+    checkpoint = config.checkpoint
+    if checkpoint.load is not None:
+        iteration = latest_iteration(checkpoint.load)
+        if checkpoint.ckpt_step is not None:
+            iteration = checkpoint.ckpt_step
+            if not iteration_directory(checkpoint.load, iteration).is_dir():
+                raise CheckpointError(
+                    f"--ckpt-step {iteration}: {checkpoint.load} has no checkpoint of that step"
+                )
+        if iteration is not None:
+            return checkpoint.load, iteration
+        if checkpoint.exit_on_missing_checkpoint:
+            raise CheckpointError(
+                f"--load {checkpoint.load} holds no checkpoint, and --exit-on-missing-checkpoint is set"
+            )
+    if checkpoint.pretrained_checkpoint is not None:
+        iteration = latest_iteration(checkpoint.pretrained_checkpoint)
+        if iteration is None:
+            raise CheckpointError(
+                f"--pretrained-checkpoint {checkpoint.pretrained_checkpoint} holds no checkpoint; "
+                "make one with tools/convert_checkpoint.py --from hf --to megatron"
+            )
+        return checkpoint.pretrained_checkpoint, iteration
+    return None
+
+
+def resumes(config: RunConfig, start: tuple[str, Iteration] | None) -> bool:
+    """Whether the run goes on with the step, optimizer and data position of ``start``."""
+    if start is None or start[0] != config.checkpoint.load or config.checkpoint.finetune:
+        return False
+    return isinstance(start[1], int)
+
+
+def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
+    """Take the model's fields from the ``model.yaml`` of the starting checkpoint.
+
+    Raises:
+        ValueError: a flag contradicts the weights, or the file cannot be read.
+    """
+    start = starting_checkpoint(config)
+    if start is None:
+        return config
+    path = Path(start[0]) / MODEL_YAML
+    return fill_model_from(config, read_model_yaml(str(path)), str(path))

@@ -1,0 +1,115 @@
+"""One optimizer step over core's pipeline schedules, and the statistics of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_llava.data.collate import TensorBatch
+
+
+class TrainingDiverged(ValueError):
+    """The loss or the gradient norm is not a number; the message is one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    loss: float
+    """Sum of the token losses over the global batch divided by its supervised tokens."""
+    loss_tokens: int
+    """Supervised tokens of the global batch."""
+    grad_norm: float
+    """Norm of the gradient before clipping; 0 in an evaluation."""
+
+
+def token_loss(batch: TensorBatch, losses: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
+    """The loss of one microbatch as core wants it: sum, count, and what to report.
+
+    Core adds up the counts over all microbatches and data-parallel ranks and divides the gradient by
+    the total once, so that every supervised token weighs the same wherever it was packed.
+    """
+    total = losses.float().sum()
+    count = torch.tensor(batch.loss_rows.numel(), dtype=torch.int, device=losses.device)
+    return total, count, torch.stack((total.detach().double(), count.double()))
+
+
+def forward_step(
+    batches: Iterator[TensorBatch], model: torch.nn.Module
+) -> tuple[torch.Tensor, Any]:
+    """Run one microbatch through this pipeline stage (core's forward_step_func protocol)."""
+    batch = next(batches)
+    return model(batch), partial(token_loss, batch)
+
+
+def run_batches(
+    wrapped: DistributedDataParallel,
+    batches: Iterator[TensorBatch],
+    num_microbatches: int,
+    rows: int,
+    *,
+    forward_only: bool,
+) -> tuple[float, int]:
+    """Run the microbatches of one global batch.
+
+    Args:
+        rows: rows of every pack of this step; pipeline stages exchange tensors of this length.
+
+    Returns:
+        The summed token loss and the number of supervised tokens, over all ranks.
+    """
+    reports = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=batches,
+        model=[wrapped],
+        num_microbatches=num_microbatches,
+        seq_length=rows,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    device = next(wrapped.parameters()).device
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    if parallel_state.is_pipeline_last_stage():
+        total += torch.stack(list(reports)).sum(0).to(device)
+    dist.all_reduce(total)
+    # Every tensor-parallel rank of the last stage counted the same microbatches.
+    total /= parallel_state.get_tensor_model_parallel_world_size()
+    return float(total[0]), round(float(total[1]))
+
+
+def train_step(
+    wrapped: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    scheduler: Any,
+    batches: Iterator[TensorBatch],
+    num_microbatches: int,
+    rows: int,
+) -> StepResult:
+    """Forward, backward, reduce, clip, update, and advance the schedule.
+
+    Raises:
+        TrainingDiverged: the loss or the gradient norm is not finite; no weight was changed by it.
+    """
+    wrapped.zero_grad_buffer()
+    optimizer.zero_grad()
+    total, count = run_batches(wrapped, batches, num_microbatches, rows, forward_only=False)
+    loss = total / max(count, 1)
+    if not torch.isfinite(torch.tensor(loss)):
+        raise TrainingDiverged(
+            f"the loss is {loss} over {count} supervised tokens; lower --lr, lengthen the warmup, or "
+            "look at the last batches with tools/inspect_data.py"
+        )
+    updated, grad_norm, _ = optimizer.step()
+    assert updated, "an optimizer without loss scaling never skips a step"
+    scheduler.step(increment=1)
+    return StepResult(loss=loss, loss_tokens=count, grad_norm=float(grad_norm or 0.0))

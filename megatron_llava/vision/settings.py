@@ -1,0 +1,50 @@
+"""The run's image settings in resolved form."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.run import RunConfig
+from megatron_llava.vision.anyres import parse_grid_pinpoints
+
+Channels = tuple[float, float, float]
+
+USUAL_NORMALISATION: dict[str, tuple[Channels, Channels]] = {
+    "clip": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation that the published towers of a kind were trained with."""
+
+
+def image_settings(config: RunConfig) -> ImageSettings:
+    """What decides the views, pixels and tokens of the run's images.
+
+    Raises:
+        ValueError: one line naming the flag.
+    """
+    image, vision = config.image, config.vision
+    assert vision.vision_model_type is not None and vision.vision_image_size is not None
+    assert vision.vision_patch_size is not None and image.image_aspect_ratio is not None
+    assert image.mm_patch_merge_type is not None
+    mean, std = USUAL_NORMALISATION[vision.vision_model_type]
+    crops = vision.vision_model_type == "clip"
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    if image.image_grid_pinpoints is not None:
+        pinpoints = parse_grid_pinpoints(
+            image.image_grid_pinpoints, vision.vision_image_size, image.pinpoint_order
+        )
+    return ImageSettings(
+        tile_size=vision.vision_image_size,
+        patch_size=vision.vision_patch_size,
+        image_aspect_ratio=image.image_aspect_ratio,
+        grid_pinpoints=pinpoints,
+        mm_patch_merge_type=image.mm_patch_merge_type,
+        unpad_round=image.unpad_round,
+        resize_mode=image.image_resize_mode or ("shortest_edge_crop" if crops else "squash"),
+        image_mean=cast(Channels, image.image_mean or mean),
+        image_std=cast(Channels, image.image_std or std),
+    )
