@@ -1,0 +1,172 @@
+"""Which samples make up pack number g, and how long it is: the same answer on every rank.
+
+A schedule needs only the index of a store, so each rank computes it alone and asks no other.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.packing import PackingPlan, fitting_samples, plan_epoch, sample_lengths
+from megatron_llava.data.plan_cache import PLAN_VERSION, cached_plan
+from megatron_llava.data.store import Store
+
+# The packs of one step may lie in two epochs.
+_PLANS_IN_MEMORY = 2
+
+
+class Schedule(Protocol):
+    """Packs in the order in which they are trained or evaluated."""
+
+    num_packs: int | None
+    """None where there is no end."""
+
+    fingerprint: str
+    """Equal for schedules of the same packs; a position in one is meaningless in another."""
+
+    def pack(self, index: int) -> np.ndarray:
+        """Sample ids, int64, of a pack; empty for one that only fills up a global batch."""
+
+    def pack_rows(self, index: int) -> int:
+        """Positions of a pack before padding."""
+
+
+class _Fitting:
+    """The samples of a store that fit, and what identifies them."""
+
+    def __init__(
+        self, store: Store, settings: ImageSettings, capacity: int, max_bad_records: int
+    ) -> None:
+        lengths = sample_lengths(store, settings)
+        self.ids = fitting_samples(
+            lengths, capacity, name=str(store.prefix), max_bad_records=max_bad_records
+        )
+        self.lengths = lengths[self.ids]
+        self.num_dropped = len(lengths) - len(self.ids)
+        self.store_fingerprint = store.fingerprint
+        self.key = [PLAN_VERSION, store.fingerprint, asdict(settings), capacity]
+
+    def fingerprint(self, *more: object) -> str:
+        text = json.dumps([*self.key, *more])
+        return hashlib.sha256(text.encode() + self.lengths.tobytes()).hexdigest()
+
+
+class TrainingSchedule:
+    """Epoch after epoch without an end: the last packs of one are followed by the next one's first.
+
+    Args:
+        store: the samples.
+        settings: image settings, which decide the length of a sample.
+        capacity: positions in a pack.
+        seed: decides the order, together with the epoch's number.
+        window: samples packed together.
+        max_bad_records: how many samples longer than `capacity` may be left out.
+        cache_path: directory for plans; beside the store by default.
+
+    Raises:
+        ValueError: see `sample_lengths`, `fitting_samples` and `cached_plan`.
+    """
+
+    num_packs: int | None = None
+
+    def __init__(
+        self,
+        store: Store,
+        settings: ImageSettings,
+        capacity: int,
+        *,
+        seed: int,
+        window: int = 4096,
+        max_bad_records: int = 0,
+        cache_path: str | Path | None = None,
+    ) -> None:
+        self._samples = _Fitting(store, settings, capacity, max_bad_records)
+        self.num_dropped = self._samples.num_dropped
+        self.fingerprint = self._samples.fingerprint(seed, window)
+        self._capacity, self._seed, self._window = capacity, seed, window
+        self._cache_path = Path(cache_path) if cache_path is not None else store.prefix.parent
+        self._name = store.prefix.name
+        self._plans: OrderedDict[int, PackingPlan] = OrderedDict()
+        self._epoch_starts = [0]
+
+    def plan(self, epoch: int) -> PackingPlan:
+        """The plan of an epoch; its sample ids count the samples that fit, not the store's."""
+        if epoch not in self._plans:
+            self._plans[epoch] = cached_plan(
+                self._samples.lengths,
+                self._capacity,
+                seed=self._seed,
+                epoch=epoch,
+                window=self._window,
+                store_fingerprint=self._samples.store_fingerprint,
+                cache_path=self._cache_path,
+                name=self._name,
+            )
+            if len(self._plans) > _PLANS_IN_MEMORY:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(epoch)
+        return self._plans[epoch]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(epoch, pack in that epoch) of a pack."""
+        # An epoch's number of packs is known from its plan only; they differ by a few.
+        while index >= self._epoch_starts[-1]:
+            last = len(self._epoch_starts) - 1
+            self._epoch_starts.append(self._epoch_starts[last] + len(self.plan(last)))
+        epoch = int(np.searchsorted(self._epoch_starts, index, side="right")) - 1
+        return epoch, index - self._epoch_starts[epoch]
+
+    def pack(self, index: int) -> np.ndarray:
+        epoch, number = self.locate(index)
+        return self._samples.ids[self.plan(epoch).pack(number)]
+
+    def pack_rows(self, index: int) -> int:
+        epoch, number = self.locate(index)
+        return int(self.plan(epoch).pack_rows[number])
+
+
+class EvaluationSchedule:
+    """Every sample once, in the order of the store, packed window by window.
+
+    Args:
+        packs_per_step: data parallel size times microbatches; empty packs fill up the last step, so
+            that all ranks take the same number.
+        store, settings, capacity, window, max_bad_records: as for `TrainingSchedule`.
+
+    Raises:
+        ValueError: as for `TrainingSchedule`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: ImageSettings,
+        capacity: int,
+        *,
+        packs_per_step: int,
+        window: int = 4096,
+        max_bad_records: int = 0,
+    ) -> None:
+        self._samples = _Fitting(store, settings, capacity, max_bad_records)
+        self.num_dropped = self._samples.num_dropped
+        self.fingerprint = self._samples.fingerprint(window)
+        self._plan = plan_epoch(
+            self._samples.lengths, capacity, seed=0, epoch=0, window=window, shuffle=False
+        )
+        self.num_packs: int | None = -(-len(self._plan) // packs_per_step) * packs_per_step
+
+    def pack(self, index: int) -> np.ndarray:
+        assert self.num_packs is not None and 0 <= index < self.num_packs
+        if index >= len(self._plan):
+            return np.zeros(0, dtype=np.int64)
+        return self._samples.ids[self._plan.pack(index)]
+
+    def pack_rows(self, index: int) -> int:
+        assert self.num_packs is not None and 0 <= index < self.num_packs
+        return int(self._plan.pack_rows[index]) if index < len(self._plan) else 0

@@ -1,0 +1,228 @@
+from dataclasses import fields, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_llava.data.collate import PackedBatch, collate
+from megatron_llava.data.loader import PackedDataLoader
+from megatron_llava.data.packing import sample_lengths
+from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
+from megatron_llava.data.store import Store
+
+CAPACITY = 320
+
+
+def assert_equal(a: PackedBatch, b: PackedBatch):
+    for field in fields(PackedBatch):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+@pytest.fixture
+def schedule(store, image_settings, tmp_path):
+    def make(**changes):
+        options = {"seed": 3, "window": 16, "cache_path": tmp_path, **changes}
+        return TrainingSchedule(store, image_settings, options.pop("capacity", CAPACITY), **options)
+
+    return make
+
+
+@pytest.fixture
+def loader(store, image_settings, schedule):
+    def make(**options):
+        return PackedDataLoader(
+            store, image_settings, options.pop("schedule", None) or schedule(), **options
+        )
+
+    return make
+
+
+def take(loader, count):
+    return list(islice(loader, count))
+
+
+def all_ranks(make, size, count, state=None):
+    """The next `count` packs in their global order, as `size` ranks take them."""
+    ranks = [make(data_parallel_rank=rank, data_parallel_size=size) for rank in range(size)]
+    for rank in ranks:
+        if state is not None:
+            rank.load_state_dict(state)
+    streams = [iter(rank) for rank in ranks]
+    packs = [next(streams[index % size]) for index in range(count)]
+    states = [rank.state_dict() for rank in ranks]
+    assert all(one == states[0] for one in states)
+    return packs, states[0]
+
+
+def test_every_epoch_has_every_sample_once(schedule, store, image_settings):
+    made = schedule()
+    lengths = sample_lengths(store, image_settings)
+    first, second = len(made.plan(0)), len(made.plan(1))
+    assert first > 3
+    for packs in (range(first), range(first, first + second)):
+        ids = np.concatenate([made.pack(index) for index in packs])
+        assert sorted(ids.tolist()) == list(range(len(store)))
+    for index in range(first + second + 2):
+        assert made.pack_rows(index) == lengths[made.pack(index)].sum() <= CAPACITY
+    assert [made.locate(i) for i in (0, first - 1, first)] == [(0, 0), (0, first - 1), (1, 0)]
+    assert made.pack(0).tolist() != made.pack(first).tolist()
+
+
+def test_batches_follow_the_schedule(loader, store, image_settings):
+    made = loader(pad_multiple=8)
+    for index, batch in enumerate(take(made, 5)):
+        samples = [store.load(i) for i in made.schedule.pack(index).tolist()]
+        assert_equal(batch, collate(samples, image_settings, pad_multiple=8))
+        assert batch.num_rows == made.pack_rows(index)
+    assert made.consumed_packs == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_batches(loader, workers):
+    count = len(loader().schedule.plan(0)) + 3  # on into the next epoch
+    for a, b in zip(take(loader(), count), take(loader(num_workers=workers), count), strict=True):
+        assert_equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_goes_on_with_the_next_batch(loader, workers):
+    expected = take(loader(), 9)
+    first = loader(num_workers=workers)
+    stream = iter(first)
+    for index in range(4):
+        assert_equal(next(stream), expected[index])
+    state = first.state_dict()
+    assert state["consumed_packs"] == 4, "batches read ahead were counted"
+    second = loader(num_workers=workers)
+    second.load_state_dict(state)
+    for a, b in zip(take(second, 5), expected[4:], strict=True):
+        assert_equal(a, b)
+
+
+def test_data_parallel_size_may_change(loader):
+    expected = take(loader(), 16)
+    first, state = all_ranks(loader, 2, 4)
+    assert state["consumed_packs"] == 4
+    second, state = all_ranks(loader, 4, 8, state)
+    third, state = all_ranks(loader, 1, 4, state)
+    assert state["consumed_packs"] == 16
+    for a, b in zip(first + second + third, expected, strict=True):
+        assert_equal(a, b)
+
+
+def test_skipping_reads_nothing(loader, monkeypatch):
+    state = {"consumed_packs": 1000, "schedule": loader().schedule.fingerprint}
+    reads = []
+    original = Store.load
+    monkeypatch.setattr(Store, "load", lambda *a, **b: reads.append(a[1]) or original(*a, **b))
+    made = loader()
+    made.load_state_dict(state)
+    take(made, 1)
+    assert reads == made.schedule.pack(1000).tolist()
+
+
+def test_state_of_other_packs_is_refused(loader, schedule, store, image_settings):
+    state = loader().state_dict()
+    loader().load_state_dict(state)
+    others = [schedule(seed=4), schedule(window=8), schedule(capacity=CAPACITY + 1)]
+    others.append(
+        TrainingSchedule(
+            store, replace(image_settings, unpad_round="hf"), CAPACITY, seed=3, window=16
+        )
+    )
+    for other in others:
+        with pytest.raises(ValueError, match=r"\(pack 0\) was saved with another store, .*--seed"):
+            loader(schedule=other).load_state_dict(state)
+
+
+def test_dropout_does_not_depend_on_the_loader(loader):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    take(loader(), 1)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_without_pixels(loader):
+    for a, b in zip(take(loader(), 4), take(loader(with_pixels=False), 4), strict=True):
+        assert b.tiles is None
+        assert_equal(replace(a, tiles=None), b)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_one_line(store_prefix, image_settings, tmp_path, workers):
+    for path in store_prefix.parent.glob("store*"):
+        if path.suffix in (".json", ".bin", ".idx"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    images = tmp_path / "store_images.bin"
+    images.write_bytes(b"\0" * images.stat().st_size)
+    store = Store(tmp_path / "store")
+    made = PackedDataLoader(
+        store,
+        image_settings,
+        TrainingSchedule(store, image_settings, CAPACITY, seed=3),
+        num_workers=workers,
+    )
+    with pytest.raises(ValueError) as error:
+        take(made, 20)
+    message = str(error.value)
+    assert message.startswith(f"store {tmp_path}/store: sample ") and "\n" not in message
+    assert "cannot read an image" in message
+
+
+def test_too_long_samples_are_dropped_up_to_a_limit(store, image_settings, tmp_path):
+    lengths = sample_lengths(store, image_settings)
+    capacity = int(np.sort(lengths)[-3])
+    too_long = np.flatnonzero(lengths > capacity)
+    assert len(too_long) > 0
+    with pytest.raises(ValueError, match=f"more than --seq-length {capacity} "):
+        TrainingSchedule(store, image_settings, capacity, seed=0, cache_path=tmp_path)
+    made = TrainingSchedule(
+        store, image_settings, capacity, seed=0, max_bad_records=2, cache_path=tmp_path
+    )
+    assert made.num_dropped == len(too_long)
+    ids = np.concatenate([made.pack(index) for index in range(len(made.plan(0)))])
+    assert sorted(ids.tolist()) == np.flatnonzero(lengths <= capacity).tolist()
+
+
+def test_plans_lie_beside_the_store_by_default(store_prefix, image_settings, tmp_path):
+    for path in store_prefix.parent.glob("store*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    TrainingSchedule(Store(tmp_path / "store"), image_settings, CAPACITY, seed=11).pack(0)
+    assert len(list(tmp_path.glob("store_plan_*.npz"))) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_evaluation_takes_every_sample_once(store, image_settings, size):
+    microbatches = 2
+    made = EvaluationSchedule(
+        store, image_settings, CAPACITY, packs_per_step=size * microbatches, window=16
+    )
+    assert made.num_packs % (size * microbatches) == 0
+    ids = np.concatenate([made.pack(index) for index in range(made.num_packs)])
+    assert sorted(ids.tolist()) == list(range(len(store)))
+    ranks = [
+        list(
+            PackedDataLoader(
+                store,
+                image_settings,
+                made,
+                data_parallel_rank=rank,
+                data_parallel_size=size,
+                pad_multiple=4,
+            )
+        )
+        for rank in range(size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert sum(batch.num_samples for batches in ranks for batch in batches) == len(store)
+    labels = sum(len(batch.loss_labels) for batches in ranks for batch in batches)
+    assert labels == store.supervised_counts.sum()
+    for index in range(made.num_packs):
+        batch = ranks[index % size][index // size]
+        assert batch.num_rows == made.pack_rows(index)
+        assert batch.num_samples or (len(batch.position_ids) == 4 and len(batch.loss_rows) == 0)
+    again = EvaluationSchedule(store, image_settings, CAPACITY, packs_per_step=1, window=16)
+    for index in range(again.num_packs):
+        assert again.pack(index).tolist() == made.pack(index).tolist()
