@@ -15,21 +15,22 @@ from torch import Tensor
 
 from megatron_llava.convert.families import Table, table
 from megatron_llava.convert.hf_reader import HFReader
+from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.rules import Shape
 
 PARAMETER_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LISTED = 10  # how many names an error lists
 
 
-def _check_names_and_shapes(
+def check_shapes(
     what: str,
     expected: Mapping[str, Shape | None],
-    optional: Iterable[str],
     found: Mapping[str, Shape],
+    optional: Iterable[str] = (),
 ) -> None:
     """ValueError listing missing, surplus and misshapen names, one per line.
 
-    expected: the shape of each name, None where any shape will do.
+    expected: the shape of each name, None where any shape will do. optional: names that may lack.
     """
     may_lack = set(optional)
     lines = [
@@ -91,11 +92,11 @@ def check_hf(reader: HFReader, mapping: dict[str, Any]) -> None:
     """ValueError unless the folder has exactly the tensors that the rows of `mapping` expect."""
     expected, optional = expected_hf_shapes(table(mapping))
     found = {name: reader.shape(name) for name in reader.names()}
-    _check_names_and_shapes(str(reader.folder), expected, optional, found)
+    check_shapes(str(reader.folder), expected, found, optional)
 
 
 def megatron_state_from_hf(
-    reader: HFReader, mapping: dict[str, Any]
+    reader: HFReader, mapping: dict[str, Any], progress: Progress | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Megatron parameters of one rank, and the tensors that are only passed through.
 
@@ -103,15 +104,17 @@ def megatron_state_from_hf(
     """
     check_hf(reader, mapping)
     rows = table(mapping)
-    state = {
-        rule.megatron: rule.to_megatron([reader.tensor(name) for name in rule.hf])
-        for rule in rows.rules
-    }
+    state = {}
+    for rule in rows.rules:
+        tensor = rule.to_megatron([reader.tensor(name) for name in rule.hf])
+        state[rule.megatron] = tensor
+        if progress is not None:
+            progress.add(rule.megatron, tensor)
     passthrough = {row.hf: reader.tensor(row.hf) for row in rows.passthrough if row.hf in reader}
     return state, passthrough
 
 
-def megatron_shapes(mapping: dict[str, Any]) -> dict[str, Shape]:
+def megatron_shapes(mapping: dict[str, Any]) -> dict[str, Shape | None]:
     """Shape of every Megatron parameter of the model, TP=1, unpadded vocabulary."""
     return {rule.megatron: rule.megatron_shape for rule in table(mapping).rules}
 
@@ -125,13 +128,12 @@ def hf_state_from_megatron(
     surplus tensors or wrong shapes.
     """
     rows = table(mapping)
-    expected = {rule.megatron: rule.megatron_shape for rule in rows.rules}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    _check_names_and_shapes("the Megatron checkpoint", expected, (), found)
+    check_shapes("the Megatron checkpoint", megatron_shapes(mapping), found)
     kept = {row.hf: row.shape for row in rows.passthrough}
     optional = [row.hf for row in rows.passthrough if row.shape is None]
     found = {name: tuple(tensor.shape) for name, tensor in passthrough.items()}
-    _check_names_and_shapes("the passed-through tensors", kept, optional, found)
+    check_shapes("the passed-through tensors", kept, found, optional)
     return _hf_tensors(rows, state, passthrough)
 
 

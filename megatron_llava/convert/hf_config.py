@@ -251,7 +251,7 @@ def _image_fields(
         "pinpoint_order": "hw",
         "mm_patch_merge_type": "spatial_unpad",
         "unpad_round": "hf",
-        "resize_mode": "shortest_edge_crop" if "size.shortest_edge" in sizes else "squash",
+        "image_resize_mode": "shortest_edge_crop" if "size.shortest_edge" in sizes else "squash",
         "image_mean": [float(value) for value in processor["image_mean"]],
         "image_std": [float(value) for value in processor["image_std"]],
     }

@@ -103,7 +103,7 @@ def test_a_hub_config_is_completed():
         "pinpoint_order": "hw",
         "mm_patch_merge_type": "spatial_unpad",
         "unpad_round": "hf",
-        "resize_mode": "shortest_edge_crop",
+        "image_resize_mode": "shortest_edge_crop",
         "image_mean": [0.48, 0.45, 0.4],
         "image_std": [0.26, 0.26, 0.27],
         "image_token_index": 32000,

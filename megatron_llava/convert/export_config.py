@@ -1,0 +1,98 @@
+"""config.json and the other side files of an exported Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_llava.convert.hf_config import mapping_from_hf, read_json
+from megatron_llava.convert.hf_folder import (
+    CONFIG_FILE,
+    copy_side_files,
+    read_image_processor,
+    write_config,
+)
+from megatron_llava.vision.anyres import parse_grid_pinpoints
+
+# Settings of the image path that LlavaNext computes in one way only.
+FIXED_IN_HF = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "unpad_round": "hf",
+}
+ARCHITECTURE = (
+    "language_model_type",
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "max_position_embeddings",
+    "vocab_size",
+    "norm_epsilon",
+    "rotary_base",
+    "add_qkv_bias",
+    "vision_model_type",
+    "vision_num_layers",
+    "vision_hidden_size",
+    "vision_ffn_hidden_size",
+    "vision_num_attention_heads",
+    "vision_image_size",
+    "vision_patch_size",
+    "vision_norm_epsilon",
+    "vision_hidden_act",
+    "mm_vision_select_layer",
+    "mm_projector_type",
+)
+
+
+def hf_pinpoints(mapping: dict[str, Any]) -> list[list[int]]:
+    """The grid list as transformers reads it: (height, width) pairs in pixels."""
+    canonical = parse_grid_pinpoints(
+        mapping["image_grid_pinpoints"], mapping["vision_image_size"], mapping["pinpoint_order"]
+    )
+    return [[height, width] for width, height in canonical]
+
+
+def write_hf_side_files(
+    source: Path, target: Path, mapping: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Copy `source` (the `hf/` of a checkpoint's root), brought up to date with the mapping.
+
+    The grid list follows the checkpoint. ValueError where the checkpoint contradicts config.json or
+    was trained with image settings that LlavaNext cannot compute.
+    """
+    config = read_json(source / CONFIG_FILE)
+    stated = mapping_from_hf(config, read_image_processor(source))
+    for field in ARCHITECTURE:
+        if mapping.get(field) != stated[field]:
+            raise ValueError(
+                f"{source / CONFIG_FILE}: says {field} {stated[field]}, but model.yaml says "
+                f"{mapping.get(field)}"
+            )
+    for field, value in FIXED_IN_HF.items():
+        if mapping.get(field) != value:
+            raise ValueError(
+                f"model.yaml: {field} is {mapping.get(field)}, which LlavaNext cannot compute; "
+                f"it has {value} only"
+            )
+    copy_side_files(source, target)
+    pinpoints = hf_pinpoints(mapping)
+    if pinpoints != stated["image_grid_pinpoints"]:
+        config["image_grid_pinpoints"] = pinpoints
+        _replace_pinpoints(target, pinpoints)
+    write_config(target, config, dtype)
+
+
+def _replace_pinpoints(folder: Path, pinpoints: list[list[int]]) -> None:
+    """Write the grid list into whichever processor files hold one."""
+    for path in sorted(folder.glob("*processor*config.json")):
+        content = read_json(path)
+        for section in (content, content.get("image_processor")):
+            if isinstance(section, dict) and "image_grid_pinpoints" in section:
+                section["image_grid_pinpoints"] = pinpoints
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

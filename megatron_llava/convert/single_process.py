@@ -1,0 +1,43 @@
+"""Megatron-core in one CPU process, for conversions: no torchrun, no GPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from megatron_llava.config.parallel import ParallelConfig
+from megatron_llava.platform.device import (
+    join_process_group,
+    leave_process_group,
+    set_up_device,
+    world_size,
+)
+
+
+@contextmanager
+def single_process() -> Iterator[None]:
+    """A world of one gloo rank with core's groups; a running world of one is used as it is.
+
+    ValueError under torchrun with more than one process.
+    """
+    if world_size() > 1 or (dist.is_initialized() and dist.get_world_size() > 1):
+        raise ValueError(f"conversion is one process, but torchrun started {world_size()}")
+    set_up_device("cpu")
+    from megatron_llava.parallel.groups import destroy_groups, initialize_groups
+
+    with warnings.catch_warnings():
+        # Deprecations inside core and torch's checkpoint reader; nothing that a user can act on.
+        warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.distributed")
+        if dist.is_initialized():
+            yield
+            return
+        join_process_group("cpu", timeout_minutes=10)
+        try:
+            initialize_groups(ParallelConfig(device="cpu"))
+            yield
+        finally:
+            destroy_groups()
+            leave_process_group()
