@@ -135,6 +135,5 @@ def write_yaml(
 
 def _scalar(value: Any) -> str:
     """A value as YAML on one line."""
-    plain = list(value) if isinstance(value, tuple) else value
     # Inside a list a lone scalar is written without a document end; the width forbids line breaks.
-    return yaml.safe_dump([plain], default_flow_style=True, width=2**31).strip()[1:-1]
+    return yaml.safe_dump([value], default_flow_style=True, width=2**31).strip()[1:-1]
