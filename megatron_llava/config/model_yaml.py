@@ -6,22 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_llava.config.run import RunConfig, all_fields
-from megatron_llava.config.yaml_file import field_values, read_yaml_mapping, write_yaml
+from megatron_llava.config.yaml_file import field_values, write_yaml
 
 MODEL_GROUPS = ("language", "vision", "image")
-CONVERSION = "conversion"
-"""Section of ``model.yaml`` that only the way back to Hugging Face reads."""
-
-
-def read_model_yaml(path: str) -> dict[Any, Any]:
-    """The model's fields in a checkpoint's ``model.yaml``, without the conversion's own section.
-
-    Raises:
-        ValueError: the file cannot be read or is not a YAML mapping.
-    """
-    mapping = read_yaml_mapping(path)
-    mapping.pop(CONVERSION, None)
-    return mapping
 
 
 def model_to_yaml(config: RunConfig) -> str:

@@ -29,9 +29,7 @@ def select_device(requested: str) -> str:
 
 
 def set_up_device(device: str) -> torch.device:
-    """Prepare the process for "cuda" or "cpu" and import Megatron-core quietly.
-
-    Must run before anything else imports ``megatron.core``.
+    """Prepare the process for "cuda" or "cpu"; before anything imports ``megatron.core``.
 
     Returns:
         The device that this process computes on.
@@ -42,11 +40,10 @@ def set_up_device(device: str) -> torch.device:
     else:
         target = torch.device("cuda", local_rank())
         torch.cuda.set_device(target)
-    with warnings.catch_warnings():
-        # Core warns four times that it found neither Transformer Engine nor apex; both are optional.
-        warnings.simplefilter("ignore")
-        import megatron.core.models.gpt
-        import megatron.core.optimizer  # noqa: F401
+    # Core warns a dozen times that it found neither Transformer Engine nor apex (both are optional),
+    # and about its own use of torch.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return target
 
 

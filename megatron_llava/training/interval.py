@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -20,3 +22,12 @@ class Interval:
     data_seconds: float = 0.0
     """Longest time that a rank waited for batches."""
     started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out, so that a save does not look like slow training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - began

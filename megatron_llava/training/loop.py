@@ -24,7 +24,6 @@ from megatron_llava.training.checkpointing import (
     save_training_state,
 )
 from megatron_llava.training.interval import Interval
-from megatron_llava.training.optimizer import learning_rates
 from megatron_llava.training.step import StepResult, run_batches, train_step
 
 
@@ -80,10 +79,11 @@ class Trainer:
             self.reporter.advance_to(self.iteration)
             if self._due(self.config.logging.log_interval) or self.iteration == 1:
                 self._report(result)
-            if self.make_validation is not None and self._due(training.eval_interval):
-                self.validate()
-            if checkpoint.save is not None and self._due(checkpoint.save_interval):
-                self.save()
+            with self.interval.paused():
+                if self.make_validation is not None and self._due(training.eval_interval):
+                    self.validate()
+                if checkpoint.save is not None and self._due(checkpoint.save_interval):
+                    self.save()
             if self._due(training.exit_interval):
                 self.reporter.message(f"step {self.iteration}: leaving as --exit-interval says")
                 break
@@ -177,8 +177,7 @@ class Trainer:
         interval.data_seconds += float(slowest)
 
     def _report(self, result: StepResult) -> None:
-        values = {"lm loss": result.loss, **learning_rates(self.optimizer)}
-        values["grad norm"] = result.grad_norm
+        values = {"lm loss": result.loss, **result.learning_rates, "grad norm": result.grad_norm}
         self.reporter.training(self.iteration, values, self.interval, self.device)
         self.interval = Interval()
 

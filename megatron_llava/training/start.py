@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_llava.config.model_yaml import fill_model_from, read_model_yaml
+from megatron_llava.config.model_yaml import fill_model_from
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.yaml_file import read_yaml_mapping
 from megatron_llava.parallel.checkpoint_directory import (
     MODEL_YAML,
     CheckpointError,
@@ -67,4 +68,4 @@ def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
     if start is None:
         return config
     path = Path(start[0]) / MODEL_YAML
-    return fill_model_from(config, read_model_yaml(str(path)), str(path))
+    return fill_model_from(config, read_yaml_mapping(str(path)), str(path))

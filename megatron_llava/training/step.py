@@ -15,6 +15,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_llava.data.collate import TensorBatch
+from megatron_llava.training.optimizer import learning_rates
 
 
 class TrainingDiverged(ValueError):
@@ -30,7 +31,9 @@ class StepResult:
     loss_tokens: int
     """Supervised tokens of the global batch."""
     grad_norm: float
-    """Norm of the gradient before clipping; 0 in an evaluation."""
+    """Norm of the gradient before clipping."""
+    learning_rates: dict[str, float]
+    """The rates of this step, as ``optimizer.learning_rates`` names them."""
 
 
 def token_loss(batch: TensorBatch, losses: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
@@ -109,7 +112,10 @@ def train_step(
             f"the loss is {loss} over {count} supervised tokens; lower --lr, lengthen the warmup, or "
             "look at the last batches with tools/inspect_data.py"
         )
+    rates = learning_rates(optimizer)
     updated, grad_norm, _ = optimizer.step()
     assert updated, "an optimizer without loss scaling never skips a step"
     scheduler.step(increment=1)
-    return StepResult(loss=loss, loss_tokens=count, grad_norm=float(grad_norm or 0.0))
+    return StepResult(
+        loss=loss, loss_tokens=count, grad_norm=float(grad_norm or 0.0), learning_rates=rates
+    )
