@@ -137,7 +137,7 @@ def test_help_shows_every_section_flag_and_default(capsys, monkeypatch):
         line = next(line for line in shown.splitlines() if line.strip().startswith(spec.option))
         assert f"{spec.info.help} (default: {spec.default_text})" in shown, line
     assert "--add-qkv-bias, --no-add-qkv-bias" in shown
-    assert "--device {auto,cuda,cpu} " in shown
+    assert "--device {auto,cuda,cpu}\n" in shown
     assert "--no-bf16" not in shown
 
 

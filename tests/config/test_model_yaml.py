@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from megatron_llava.config.model_yaml import fill_model_from, model_to_yaml, read_model_yaml
+from megatron_llava.config.model_yaml import fill_model_from, model_to_yaml
 from megatron_llava.config.run import RunConfig
 
 
@@ -83,10 +83,3 @@ def test_a_list_of_the_users_is_not_read_in_the_checkpoints_order():
 def test_a_bad_model_yaml(mapping, message):
     with pytest.raises(ValueError, match=message):
         fill_model_from(RunConfig(), mapping, "model.yaml")
-
-
-def test_reading_leaves_out_the_conversions_section(tmp_path, make_config):
-    path = tmp_path / "model.yaml"
-    path.write_text(model_to_yaml(make_config()) + "conversion:\n  image_token_index: 7\n")
-    filled = fill_model_from(RunConfig(), read_model_yaml(str(path)), str(path))
-    assert filled.language == make_config().language
