@@ -95,9 +95,14 @@ class LlavaModel(MegatronModule):
             features_VTD = self.vision_model(pixels_VCSS)
         return self.vision_projection(features_VTD).flatten(0, 1)
 
-    def embed(self, batch: TensorBatch) -> torch.Tensor:
-        """The input rows of the decoder [R, 1, H]: text embeddings and visual features, packed."""
-        features_FH = self.encode_images(batch.tiles)
+    def embed(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
+        """The input rows of the decoder [R, 1, H]: text embeddings and visual features, packed.
+
+        Args:
+            features_FH: what ``encode_images`` gave for the batch's tiles, if that was done before.
+        """
+        if features_FH is None:
+            features_FH = self.encode_images(batch.tiles)
         text_NH = self.language_model.embedding.word_embeddings(batch.token_ids[None])[0]
         packed_RH = visual_pack(
             features_FH, self.image_newline[None], text_NH, batch.taps, batch.weights
@@ -125,9 +130,9 @@ class LlavaModel(MegatronModule):
         losses_L = tensor_parallel.vocab_parallel_cross_entropy(logits_LW.float(), labels)
         return losses_L * scale
 
-    def decode(self, batch: TensorBatch) -> torch.Tensor:
-        """Hidden states [R, 1, H] after this stage's decoder layers."""
-        decoder_input = self.embed(batch) if self.pre_process else None
+    def decode(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [R, 1, H] after this stage's decoder layers; arguments as ``embed``."""
+        decoder_input = self.embed(batch, features_FH) if self.pre_process else None
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,

@@ -1,0 +1,145 @@
+"""Greedy generation for many prompts at once.
+
+Prompts share packs as training samples do, and the images of a pack are encoded once. There is no
+key/value cache: each new token runs the language model over the pack again, which suits the short
+answers of an evaluation. Works on one pipeline stage, at any tensor-parallel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from megatron.core import tensor_parallel
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.collate import collate
+from megatron_llava.data.store import Sample
+from megatron_llava.models.llava import LlavaModel
+from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
+from megatron_llava.vision.token_layout import number_of_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What the model answered to one prompt.
+
+    Attributes:
+        token_ids: the new tokens, without the one that ended the answer.
+        prompt_logits: float32 [vocabulary], the logits from which the first token was chosen.
+    """
+
+    token_ids: tuple[int, ...]
+    prompt_logits: torch.Tensor
+
+
+def prompt_sample(
+    token_ids: np.ndarray, images: Sequence[bytes], sizes: Sequence[tuple[int, int]], source: str
+) -> Sample:
+    """A prompt (IMAGE_TOKEN_INDEX at each image) as a sample without labels."""
+    return Sample(
+        token_ids=token_ids,
+        label_mask=np.zeros(len(token_ids), dtype=np.uint8),
+        image_sizes=tuple(sizes),
+        images=tuple(images),
+        source=source,
+    )
+
+
+@torch.no_grad()
+def generate(
+    model: LlavaModel,
+    prompts: Sequence[Sample],
+    settings: ImageSettings,
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    rows_per_pack: int,
+) -> Iterator[Generated]:
+    """Answer every prompt greedily, in order.
+
+    Args:
+        max_new_tokens: an answer that has not ended by then is cut there.
+        stop_token_ids: tokens that end an answer.
+        rows_per_pack: positions that share a forward pass; a longer prompt gets one of its own.
+    """
+    assert model.pre_process and model.post_process, "generation runs on one pipeline stage"
+    model.eval()
+    for pack in _packs(prompts, settings, rows_per_pack, max_new_tokens):
+        yield from _generate_pack(model, pack, settings, max_new_tokens, set(stop_token_ids))
+
+
+def _packs(
+    prompts: Sequence[Sample], settings: ImageSettings, rows_per_pack: int, max_new_tokens: int
+) -> Iterator[list[Sample]]:
+    """Neighbouring prompts whose rows, with the answers, fit together."""
+    pack: list[Sample] = []
+    rows = 0
+    for prompt in prompts:
+        single_view = len(prompt.image_sizes) > 1
+        visual = sum(
+            number_of_tokens(size, settings, single_view=single_view) for size in prompt.image_sizes
+        )
+        needed = len(prompt.token_ids) - len(prompt.image_sizes) + visual + max_new_tokens
+        if pack and rows + needed > rows_per_pack:
+            yield pack
+            pack, rows = [], 0
+        pack.append(prompt)
+        rows += needed
+    if pack:
+        yield pack
+
+
+def _generate_pack(
+    model: LlavaModel,
+    prompts: list[Sample],
+    settings: ImageSettings,
+    max_new_tokens: int,
+    stops: set[int],
+) -> list[Generated]:
+    device = model.image_newline.device
+    answers: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    features_FH = first_logits = None
+    for _ in range(max_new_tokens):
+        batch = collate(
+            [_extended(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)],
+            settings,
+            pad_multiple=_row_multiple(model),
+            with_pixels=features_FH is None,
+        ).to_torch(device)
+        if features_FH is None:
+            features_FH = model.encode_images(batch.tiles)
+        hidden = model.decode(batch, features_FH)
+        last_rows = batch.cu_seqlens[1 : len(prompts) + 1].long() - 1
+        logits = tensor_parallel.gather_from_tensor_model_parallel_region(
+            model.logits(hidden, last_rows)
+        )[:, : model.vocab_size].float()
+        first_logits = logits if first_logits is None else first_logits
+        for number, token in enumerate(logits.argmax(-1).tolist()):
+            ended[number] = ended[number] or token in stops
+            if not ended[number]:
+                answers[number].append(token)
+        if all(ended):
+            break
+    assert first_logits is not None
+    return [
+        Generated(token_ids=tuple(answer), prompt_logits=first_logits[number].cpu())
+        for number, answer in enumerate(answers)
+    ]
+
+
+def _extended(prompt: Sample, answer: list[int]) -> Sample:
+    """The prompt with what was answered so far."""
+    assert IMAGE_TOKEN_INDEX not in answer
+    token_ids = np.concatenate((prompt.token_ids, np.array(answer, dtype=prompt.token_ids.dtype)))
+    mask = np.zeros(len(token_ids), dtype=np.uint8)
+    return replace(prompt, token_ids=token_ids, label_mask=mask)
+
+
+def _row_multiple(model: LlavaModel) -> int:
+    """Rows are dealt evenly to the tensor-parallel ranks under sequence parallelism."""
+    core = model.config
+    return core.tensor_model_parallel_size if core.sequence_parallel else 1

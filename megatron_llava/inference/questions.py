@@ -1,0 +1,89 @@
+"""Held-out records as prompts with their true answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from megatron_llava.data.records import RecordFile, parse_record
+from megatron_llava.data.store import Sample
+from megatron_llava.inference.generate import prompt_sample
+from megatron_llava.text.conversation import encode_prompt
+from megatron_llava.text.templates import Template
+from megatron_llava.text.tokenizer import Tokenizer
+from megatron_llava.vision.tiles import image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """The first question of a record, ready to be asked.
+
+    Attributes:
+        kind: the record's ``kind``; "question" where it has none.
+        truth: the answer in the record.
+    """
+
+    id: str
+    kind: str
+    images: tuple[str, ...]
+    text: str
+    truth: str
+    prompt: Sample
+
+
+def read_questions(
+    path: str | Path,
+    image_folder: str | Path,
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    blank_images: bool = False,
+) -> list[Question]:
+    """Read LLaVA records; the first human turn is asked and the first answer is the truth.
+
+    Args:
+        blank_images: replace every image by a grey one of its size, to see what is guessed.
+
+    Raises:
+        ValueError: one line naming the record or the image.
+    """
+    questions = []
+    for source, raw in RecordFile(path):
+        record = parse_record(raw, source)
+        kind = (json.loads(raw) if isinstance(raw, (str, bytes)) else raw).get("kind", "question")
+        human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
+        if human is None or human + 1 >= len(record.turns):
+            raise ValueError(f"{source}: no question with an answer after it")
+        images = [_image(Path(image_folder) / name, source, blank_images) for name in record.images]
+        sizes = [image_size(data, source) for data in images]
+        token_ids = encode_prompt(
+            record.turns[: human + 1], len(images), tokenizer, template, source
+        )
+        questions.append(
+            Question(
+                id=record.id,
+                kind=str(kind),
+                images=record.images,
+                text=record.turns[human].text,
+                truth=record.turns[human + 1].text,
+                prompt=prompt_sample(token_ids, images, sizes, source),
+            )
+        )
+    return questions
+
+
+def _image(path: Path, source: str, blank: bool) -> bytes:
+    """The bytes of an image file, or of a grey picture of the same size."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{source}: cannot read {path}: {error.strerror}") from None
+    if not blank:
+        return data
+    encoded = io.BytesIO()
+    Image.new("RGB", image_size(data, str(path)), (128, 128, 128)).save(encoded, "PNG")
+    return encoded.getvalue()

@@ -1,0 +1,106 @@
+"""Answer the questions of a LLaVA JSON file with a Megatron checkpoint, and score the answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from megatron_llava.config.cli import exit_with_error
+from megatron_llava.platform.device import (
+    join_process_group,
+    leave_process_group,
+    select_device,
+    set_up_device,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--load", required=True, help="root of a Megatron checkpoint")
+    parser.add_argument("--ckpt-step", type=int, help="step to load (default: the latest)")
+    parser.add_argument("--input", required=True, help="LLaVA .json or .jsonl with the questions")
+    parser.add_argument("--image-folder", required=True)
+    parser.add_argument("--tokenizer-model", help="default: the hf/ folder of --load")
+    parser.add_argument("--conversation-template", required=True)
+    parser.add_argument("--output", help="JSONL file for the answers")
+    parser.add_argument("--blank-images", action="store_true", help="grey out every image")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--rows-per-pack", type=int, default=4096)
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--bf16", action="store_true")
+    return parser.parse_args()
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Generate, write the answers, print exact match by kind of question."""
+    device = set_up_device(select_device(arguments.device))
+    from megatron_llava.config.parallel import ParallelConfig
+    from megatron_llava.inference.generate import generate
+    from megatron_llava.inference.load import load_model
+    from megatron_llava.inference.questions import read_questions
+    from megatron_llava.inference.scorers import accuracy_by_kind, exact_match
+    from megatron_llava.parallel.groups import initialize_groups
+    from megatron_llava.text.templates import get_template
+    from megatron_llava.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.tokenizer_model or Path(arguments.load) / "hf")
+    template = get_template(arguments.conversation_template)
+    template.check_tokenizer(tokenizer)
+    questions = read_questions(
+        arguments.input,
+        arguments.image_folder,
+        tokenizer,
+        template,
+        blank_images=arguments.blank_images,
+    )
+    join_process_group(device.type, timeout_minutes=10)
+    initialize_groups(ParallelConfig(device=device.type))
+    model, settings = load_model(
+        arguments.load, iteration=arguments.ckpt_step, device=device, bf16=arguments.bf16
+    )
+    started = time.perf_counter()
+    generated = generate(
+        model,
+        [question.prompt for question in questions],
+        settings,
+        max_new_tokens=arguments.max_new_tokens,
+        stop_token_ids=template.stop_token_ids(tokenizer),
+        rows_per_pack=arguments.rows_per_pack,
+    )
+    rows = []
+    for question, result in zip(questions, generated, strict=True):
+        rows.append(
+            {
+                "id": question.id,
+                "kind": question.kind,
+                "image": question.images[0] if question.images else None,
+                "question": question.text,
+                "answer": tokenizer.decode(result.token_ids).strip(),
+                "truth": question.truth,
+            }
+        )
+    if arguments.output is not None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    scores = accuracy_by_kind(
+        (row["kind"], exact_match(row["answer"], row["truth"])) for row in rows
+    )
+    for kind, score in sorted(scores.items()):
+        print(f"{kind:<24}{100 * score:6.1f} %")
+    print(f"{len(rows)} questions in {time.perf_counter() - started:.1f} s")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        evaluate(arguments)
+    except ValueError as error:
+        exit_with_error(str(error), "evaluate")
+    finally:
+        leave_process_group()
+
+
+if __name__ == "__main__":
+    main()
