@@ -56,11 +56,13 @@ def prepare(config: RunConfig) -> RunConfig:
         ValueError: one line naming the flags and numbers; nothing has been started or written.
     """
     from megatron_llava.training.start import architecture_from_checkpoint
+    from megatron_llava.vision.settings import image_settings
 
     device = select_device(config.parallel.device)
     config = config.with_values({"device": device}, config.sources.get("device", "default"))
     config = architecture_from_checkpoint(config)
     validate(config, world_size())
+    image_settings(config)
     return config
 
 

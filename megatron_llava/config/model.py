@@ -15,9 +15,6 @@ from megatron_llava.config.fields import flag
 class LanguageConfig:
     """The language model's architecture."""
 
-    language_model_type: Literal["llama", "qwen2", "mistral"] | None = flag(
-        None, "Family of the language model", from_checkpoint="fixed"
-    )
     num_layers: int | None = flag(None, "Decoder layers", minimum=1, from_checkpoint="fixed")
     hidden_size: int | None = flag(
         None, "Width of the residual stream", minimum=1, from_checkpoint="fixed"
@@ -133,8 +130,8 @@ class VisionConfig:
         below=0,
         from_checkpoint="fixed",
     )
-    mm_projector_type: str = flag(
-        "mlp2x_gelu", "Projector: linear, or mlpNx_gelu with N layers", from_checkpoint="fixed"
+    mm_projector_type: Literal["mlp2x_gelu"] = flag(
+        "mlp2x_gelu", "Projector from the tower to the language model", from_checkpoint="fixed"
     )
 
 

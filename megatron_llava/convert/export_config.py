@@ -23,7 +23,7 @@ FIXED_IN_HF = {
     "mm_patch_merge_type": "spatial_unpad",
     "unpad_round": "hf",
 }
-ARCHITECTURE = (
+STATED_IN_HF = (
     "language_model_type",
     "num_layers",
     "hidden_size",
@@ -47,6 +47,9 @@ ARCHITECTURE = (
     "vision_hidden_act",
     "mm_vision_select_layer",
     "mm_projector_type",
+    "image_mean",
+    "image_std",
+    "image_resize_mode",
 )
 
 
@@ -68,11 +71,12 @@ def write_hf_side_files(
     """
     config = read_json(source / CONFIG_FILE)
     stated = mapping_from_hf(config, read_image_processor(source))
-    for field in ARCHITECTURE:
-        if mapping.get(field) != stated[field]:
+    for field in STATED_IN_HF:
+        found = mapping.get(field)
+        if (list(found) if isinstance(found, tuple) else found) != stated[field]:
             raise ValueError(
-                f"{source / CONFIG_FILE}: says {field} {stated[field]}, but model.yaml says "
-                f"{mapping.get(field)}"
+                f"{source}: the Hugging Face files say {field} {stated[field]}, but model.yaml "
+                f"says {found}"
             )
     for field, value in FIXED_IN_HF.items():
         if mapping.get(field) != value:

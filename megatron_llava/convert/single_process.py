@@ -23,8 +23,9 @@ def single_process() -> Iterator[None]:
 
     ValueError under torchrun with more than one process.
     """
-    if world_size() > 1 or (dist.is_initialized() and dist.get_world_size() > 1):
-        raise ValueError(f"conversion is one process, but torchrun started {world_size()}")
+    running = dist.get_world_size() if dist.is_initialized() else world_size()
+    if running > 1:
+        raise ValueError(f"conversion is one process, but {running} are running; use plain python")
     set_up_device("cpu")
     from megatron_llava.parallel.groups import destroy_groups, initialize_groups
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.convert.checkpoint import build_for_compute, load_state
+from megatron_llava.convert.families import table
 from megatron_llava.convert.hf_folder import read_image_processor
 from megatron_llava.convert.root_files import read_root_mapping, run_config
 from megatron_llava.convert.single_process import single_process
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 LOGITS_THRESHOLD = 1e-4
 TEXT_TOKENS = 24  # before and after the image
+BYTES_PER_PARAMETER = 8  # the checkpoint's tensors, at most float32, and a float32 model
 
 
 def drawn_image(tile_size: int) -> Image.Image:
@@ -55,7 +59,7 @@ def megatron_logits(root: Path, mapping: dict[str, Any], state: dict[str, Tensor
     with single_process(), torch.no_grad():
         batch = _drawn_batch(mapping, settings)
         model = build_for_compute(mapping, torch.float32).eval()
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        model.load_state_dict(state)
         rows = torch.arange(batch.num_rows)
         return model.logits(model.decode(batch), rows)
 
@@ -106,6 +110,17 @@ def hf_logits(hf_folder: Path, mapping: dict[str, Any]) -> Tensor:
         output = model(input_ids=torch.tensor([ids]), **inputs)
     logits: Tensor = output.logits[0]
     return logits
+
+
+def memory_shortage(root: str | Path) -> str | None:
+    """Why the logits cannot be compared on this machine; None where there is enough memory."""
+    mapping = read_root_mapping(Path(root))
+    parameters = sum(math.prod(rule.megatron_shape) for rule in table(mapping).rules)
+    needed = parameters * BYTES_PER_PARAMETER
+    available = psutil.virtual_memory().available
+    if needed <= available:
+        return None
+    return f"that needs {needed / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are free"
 
 
 def verify_logits(root: str | Path, hf_folder: str | Path, iteration: int | None = None) -> float:

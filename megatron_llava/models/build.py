@@ -16,6 +16,9 @@ from megatron_llava.models.specs import language_block_spec
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.vision.settings import image_settings
 
+PROJECTORS = {"mlp2x_gelu": Projector}
+"""Projector classes by LLaVA's name of the type."""
+
 
 def build_llava_model(
     config: RunConfig, *, pre_process: bool = True, post_process: bool = True
@@ -45,7 +48,9 @@ def build_llava_model(
     if pre_process:
         vision_core = vision_transformer_config(config)
         vision_model = VisionTower(vision_core, config.vision)
-        vision_projection = Projector(projector_transformer_config(config), vision_core.hidden_size)
+        vision_projection = PROJECTORS[config.vision.mm_projector_type](
+            projector_transformer_config(config), vision_core.hidden_size
+        )
     settings = image_settings(config)
     return LlavaModel(
         core,

@@ -27,10 +27,16 @@ from megatron_llava.parallel.checkpoint_directory import (
 _PARTIAL_SUFFIX = ".partial"
 
 
-def save_sharded(root: str | Path, iteration: Iteration, state: dict[str, Any]) -> None:
+def save_sharded(
+    root: str | Path,
+    iteration: Iteration,
+    state: dict[str, Any],
+    checkpoint_format: str = "torch_dist",
+) -> None:
     """Write a checkpoint on all ranks together and make it the latest.
 
     Args:
+        checkpoint_format: core's name of the format.
         state: a sharded state dict of core: ShardedTensors and ShardedObjects of every rank, and
             plain objects that are equal on all ranks.
 
@@ -48,7 +54,7 @@ def save_sharded(root: str | Path, iteration: Iteration, state: dict[str, Any]) 
     dist.barrier()
     error: Exception | None = None
     try:
-        dist_checkpointing.save(state, str(partial))
+        dist_checkpointing.save(state, str(partial), sharded_strategy=(checkpoint_format, 1))
     except Exception as caught:  # every way in which a write fails must end in the clean-up below
         error = caught
     if _any_rank(error is not None):

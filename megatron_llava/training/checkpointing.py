@@ -47,7 +47,9 @@ def layout() -> dict[str, int]:
     }
 
 
-def save_training_state(root: str, state: TrainingState, *, with_optimizer: bool) -> None:
+def save_training_state(
+    root: str, state: TrainingState, *, with_optimizer: bool, checkpoint_format: str
+) -> None:
     """Write ``iter_<iteration>`` under ``root`` on all ranks together.
 
     Raises:
@@ -68,7 +70,7 @@ def save_training_state(root: str, state: TrainingState, *, with_optimizer: bool
             content["model"], is_loading=False, metadata=_optimizer_metadata()
         )
         content["opt_param_scheduler"] = state.scheduler.state_dict()
-    save_sharded(root, state.iteration, content)
+    save_sharded(root, state.iteration, content, checkpoint_format)
 
 
 def load_weights(root: str, iteration: Iteration, model: LlavaModel) -> None:

@@ -133,7 +133,10 @@ class Trainer:
         )
         with self._parameters_in_place():
             save_training_state(
-                root, state, with_optimizer=not self.config.checkpoint.no_save_optim
+                root,
+                state,
+                with_optimizer=not self.config.checkpoint.no_save_optim,
+                checkpoint_format=self.config.checkpoint.ckpt_format,
             )
         self.saved_at = self.iteration
         seconds = time.perf_counter() - started

@@ -15,9 +15,6 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, Par
 
 from megatron_llava.config.run import RunConfig
 
-_MODULES = {"mm_vision_tower_lr": "*vision_model.*", "mm_projector_lr": "*vision_projection.*"}
-"""The settings that give a module its own rate, and the names of that module's parameters."""
-
 
 def build_optimizer(config: RunConfig, wrapped: DistributedDataParallel) -> MegatronOptimizer:
     """Core's Adam (decoupled weight decay) over the parameters that learn.
@@ -80,13 +77,17 @@ def _module_overrides(config: RunConfig) -> dict[ParamKey, ParamGroupOverride]:
     do not include ``max_lr``: without a multiplier of its own a module would come back with the rate
     of another. The scheduler does not apply the multiplier.
     """
+    settings = config.optimizer
+    rates = {
+        "*vision_model.*": settings.mm_vision_tower_lr,
+        "*vision_projection.*": settings.mm_projector_lr,
+    }
     overrides: dict[ParamKey, ParamGroupOverride] = {}
-    for field, pattern in _MODULES.items():
-        rate = getattr(config.optimizer, field)
-        if rate is None or rate == config.optimizer.lr:
+    for pattern, rate in rates.items():
+        if rate is None or rate == settings.lr:
             continue
-        ratio = rate / config.optimizer.lr
+        ratio = rate / settings.lr
         overrides[ParamKey(name=pattern)] = ParamGroupOverride(
-            max_lr=rate, min_lr=config.optimizer.min_lr * ratio, lr_mult=ratio
+            max_lr=rate, min_lr=settings.min_lr * ratio, lr_mult=ratio
         )
     return overrides

@@ -8,7 +8,6 @@ import pytest
 from megatron_llava.config.run import RunConfig
 
 VALID: dict[str, Any] = {
-    "language_model_type": "qwen2",
     "num_layers": 4,
     "hidden_size": 64,
     "ffn_hidden_size": 128,

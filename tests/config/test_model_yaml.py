@@ -21,8 +21,8 @@ def test_written_then_filled_is_the_same_model(make_config):
 
 
 def test_the_default_of_an_architecture_field_yields_to_the_checkpoint():
-    filled = fill_model_from(RunConfig(), {"mm_projector_type": "linear"}, "model.yaml")
-    assert filled.vision.mm_projector_type == "linear"
+    filled = fill_model_from(RunConfig(), {"pinpoint_order": "hw"}, "model.yaml")
+    assert filled.image.pinpoint_order == "hw"
 
 
 def test_an_explicit_flag_that_contradicts_the_weights():
