@@ -14,7 +14,7 @@ import torch
 from megatron_llava.convert.checkpoint import export_hf, import_hf
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.verify import verify
-from megatron_llava.convert.verify_logits import verify_logits
+from megatron_llava.convert.verify_logits import memory_shortage, verify_logits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -54,11 +54,14 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         print("\n".join(verify(root, hf_folder, step, dtype).lines()))
         print("every tensor is equal, bit by bit")
-        if dtype is None:
+        shortage = memory_shortage(root)
+        if dtype is not None:
+            print(f"logits are not compared: the weights were rounded to {arguments.dtype}")
+        elif shortage is not None:
+            print(f"logits are not compared: {shortage}")
+        else:
             difference = verify_logits(root, hf_folder, step)
             print(f"logits of transformers and Megatron differ by at most {difference:.1e}")
-        else:
-            print(f"logits are not compared: the weights were rounded to {arguments.dtype}")
 
 
 def main() -> None:
