@@ -239,3 +239,22 @@ def test_config_is_written_with_the_dtype_of_the_tensors(llama, tmp_path):
     config = json.loads((llama / "config.json").read_text())
     write_config(tmp_path, config, torch.bfloat16)
     assert json.loads((tmp_path / "config.json").read_text()) == config | {"dtype": "bfloat16"}
+
+
+def test_the_head_of_a_siglip_tower_is_passed_through(tmp_path):
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=48, intermediate_size=80, num_attention_heads=4, num_hidden_layers=1
+    )
+    head = {
+        "vision_tower.vision_model." + name.removeprefix("vision_model."): tensor
+        for name, tensor in SiglipVisionModel(config).state_dict().items()
+        if "head." in name
+    }
+    assert len(head) == 11
+    source = tiny_llava_next(tmp_path / "hf", "qwen2", "siglip", tied=True)
+    with_head = edited(source, tmp_path / "head", lambda tensors: tensors.update(head))
+    _, mapping, state, passthrough = to_megatron(with_head)
+    back = dict(hf_state_from_megatron(state, mapping, passthrough))
+    assert all(torch.equal(back[name], tensor) for name, tensor in head.items())
