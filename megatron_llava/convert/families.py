@@ -71,10 +71,27 @@ def _copy(megatron: str, hf: str, shape: Shape, tensor_parallel: str = REPLICATE
 
 
 def text_rules(mapping: dict[str, Any], padded_vocab_size: int | None = None) -> list[Rule]:
-    """Llama, Mistral and Qwen2: RMSNorm, grouped-query attention, SwiGLU; QKV bias for Qwen2."""
+    """Llama, Mistral and Qwen2: embedding, layers, final norm, and the output weight if untied."""
+    hidden, vocab = mapping["hidden_size"], mapping["vocab_size"]
+    vocabulary = Vocabulary(vocab, padded_vocab_size or vocab)
+    word_embeddings = "language_model.embedding.word_embeddings.weight"
+    final_norm = "language_model.decoder.final_layernorm.weight"
+    rules = [
+        Rule(word_embeddings, (EMBEDDING,), vocabulary, ((vocab, hidden),), VOCABULARY),
+        *for_layers(_text_layer(mapping), mapping["num_layers"]),
+        _copy(final_norm, "language_model.model.norm.weight", (hidden,)),
+    ]
+    if mapping["untie_embeddings_and_output_weights"]:
+        output = "language_model.output_layer.weight"
+        rules.append(Rule(output, (LM_HEAD,), vocabulary, ((vocab, hidden),), VOCABULARY))
+    return rules
+
+
+def _text_layer(mapping: dict[str, Any]) -> list[Rule]:
+    """RMSNorm, grouped-query attention and SwiGLU; a bias on query, key and value for Qwen2."""
     hidden, ffn = mapping["hidden_size"], mapping["ffn_hidden_size"]
     heads, groups = mapping["num_attention_heads"], mapping["num_query_groups"]
-    channels, vocab = mapping["kv_channels"], mapping["vocab_size"]
+    channels = mapping["kv_channels"]
     decoder = "language_model.decoder.layers.{layer}."
     attention = TEXT_LAYER + "self_attn."
     projections = tuple(attention + name for name in ("q_proj", "k_proj", "v_proj"))
@@ -118,18 +135,7 @@ def text_rules(mapping: dict[str, Any], padded_vocab_size: int | None = None) ->
         names = tuple(name + ".bias" for name in projections)
         bias = decoder + "self_attention.linear_qkv.bias"
         layer.insert(2, Rule(bias, names, qkv, tuple((count,) for count in rows), QKV))
-    vocabulary = Vocabulary(vocab, padded_vocab_size or vocab)
-    word_embeddings = "language_model.embedding.word_embeddings.weight"
-    final_norm = "language_model.decoder.final_layernorm.weight"
-    rules = [
-        Rule(word_embeddings, (EMBEDDING,), vocabulary, ((vocab, hidden),), VOCABULARY),
-        *for_layers(layer, mapping["num_layers"]),
-        _copy(final_norm, "language_model.model.norm.weight", (hidden,)),
-    ]
-    if mapping["untie_embeddings_and_output_weights"]:
-        output = "language_model.output_layer.weight"
-        rules.append(Rule(output, (LM_HEAD,), vocabulary, ((vocab, hidden),), VOCABULARY))
-    return rules
+    return layer
 
 
 def _vision_layer(mapping: dict[str, Any]) -> list[Rule]:
