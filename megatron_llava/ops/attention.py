@@ -87,7 +87,7 @@ def _padded_batch(
     max_seqlen: int,
     scale: float,
 ) -> torch.Tensor:
-    """Causal attention of short sequences as one right-padded batch: padding is never attended to."""
+    """Causal attention as one right-padded batch: no row attends to the padding behind it."""
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
     rows = torch.arange(query_TND.shape[0], device=query_TND.device)
     starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths)
