@@ -2,12 +2,12 @@
 
 Megatron-core 0.16 computes correctly on CPU tensors, but names CUDA in passing: it asks for
 ``torch.cuda.current_device()``, builds scalars on ``device="cuda"``, reads the CUDA random state,
-synchronises streams that do not exist and compiles small functions with inductor. Each of those names
-is replaced here by what it means on a CPU, and nothing else is. No collective, no kernel and no
-numerical code of core is touched.
+synchronises streams that do not exist and compiles small functions with inductor. Each of those
+names is replaced here by what it means on a CPU, and nothing else is. No collective, no kernel and
+no numerical code of core is touched.
 
-``install()`` must run before ``megatron.core`` is imported, because core binds ``torch.compile`` and
-``torch.cuda._lazy_call`` at import. ``uninstall()`` puts every name back.
+``install()`` must run before ``megatron.core`` is imported, because core binds ``torch.compile``
+and ``torch.cuda._lazy_call`` at import. ``uninstall()`` puts every name back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 from torch.utils._device import _device_constructors
 
 MINIMUM_CORE_VERSION = "0.16.1"
@@ -93,7 +93,7 @@ def _to_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _type_as_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Tensor.type()`` that gives the CUDA name core compares with; conversions stay as they are."""
+    """``Tensor.type()`` that gives the CUDA name core compares with; conversions stay."""
 
     @functools.wraps(original)
     def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +120,7 @@ def _constant(value: Any) -> Callable[[Any], Any]:
 
 
 def _uncompiled(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` that returns the function as it is, called or used as a decorator factory."""
+    """``torch.compile`` that returns the function as it is, called or as a decorator factory."""
 
     @functools.wraps(original)
     def compile_nothing(model: Any = None, **kwargs: Any) -> Any:
@@ -188,10 +188,11 @@ def check_core_version(version: str | None = None) -> None:
         version: the version to judge; the installed one when None.
     """
     version = version or metadata.version("megatron-core")
-    if not Version(MINIMUM_CORE_VERSION) <= Version(version) < Version(UNTESTED_CORE_VERSION):
+    mapped = f">={MINIMUM_CORE_VERSION},<{UNTESTED_CORE_VERSION}"
+    if not SpecifierSet(mapped).contains(version, prereleases=True):
         raise ValueError(
-            f"--device cpu: megatron-core {version} is installed, but its CUDA calls were mapped for "
-            f">={MINIMUM_CORE_VERSION},<{UNTESTED_CORE_VERSION}; install megatron-core=={MINIMUM_CORE_VERSION}"
+            f"--device cpu: megatron-core {version} is installed, but its CUDA calls were mapped "
+            f"for {mapped}; install megatron-core=={MINIMUM_CORE_VERSION}"
         )
 
 
