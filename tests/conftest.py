@@ -1,6 +1,32 @@
-"""Make the helpers of this folder (`tiny_checkpoints` and the like) importable from every test."""
+"""Make the helpers of this folder importable, and Megatron-core run here where there is no GPU."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import torch
+
+from megatron_llava.platform import cpu
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+if not torch.cuda.is_available():
+    # Before any test imports megatron.core, which the tests of data/ do.
+    cpu.install()
+
+
+@pytest.fixture(scope="session")
+def cpu_platform() -> None:
+    """Skip where the CPU platform is not installed, which is where torch sees a GPU."""
+    if not cpu.is_installed():
+        pytest.skip("the CPU platform is for machines without a GPU: set CUDA_VISIBLE_DEVICES=''")
+
+
+@pytest.fixture(scope="session")
+def single_rank(cpu_platform: None) -> Iterator[None]:
+    """A world of one gloo rank with core's process groups, in the process of the tests."""
+    from megatron_llava.convert.single_process import single_process
+
+    with single_process():
+        yield

@@ -1,0 +1,85 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from megatron_llava.platform.device import local_rank, select_device, set_up_device, world_size
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def run_python(code: str, **torchrun: str) -> str:
+    """What a program prints in a process of its own, with the variables that torchrun sets."""
+    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**environment, **torchrun},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("sees_gpu", [True, False])
+def test_select_device(monkeypatch, sees_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees_gpu)
+    assert select_device("auto") == ("cuda" if sees_gpu else "cpu")
+    assert select_device("cpu") == "cpu"
+    if sees_gpu:
+        assert select_device("cuda") == "cuda"
+
+
+def test_cuda_without_a_gpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError) as caught:
+        select_device("cuda")
+    message = str(caught.value)
+    assert message.startswith(f"--device cuda: torch {torch.__version__} sees no GPU")
+    assert "--device cpu" in message and "\n" not in message
+
+
+def test_ranks_are_those_of_torchrun(monkeypatch):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    assert (local_rank(), world_size()) == (0, 1)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (local_rank(), world_size()) == (3, 8)
+
+
+def test_the_cpu_platform_is_set_up_again_without_harm(cpu_platform):
+    assert set_up_device("cpu") == torch.device("cpu")
+
+
+WORLD = """
+    import torch
+    import torch.distributed as dist
+    import megatron_llava.platform.device as device
+
+    assert device.set_up_device("cpu") == torch.device("cpu")
+    device.leave_process_group()
+    for _ in range(2):
+        device.join_process_group("cpu", timeout_minutes=1)
+        assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
+        total = torch.ones(3, device="cuda")
+        dist.all_reduce(total)
+        assert total.tolist() == [1, 1, 1]
+        device.leave_process_group()
+        assert not dist.is_initialized()
+        {after}
+    print("joined")
+"""
+
+
+def test_a_world_of_one_without_torchrun(cpu_platform):
+    assert run_python(WORLD.format(after="pass")) == "joined\n"
+
+
+def test_a_world_of_one_under_torchrun(cpu_platform):
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    assert run_python(WORLD.format(after="break"), **variables, **address) == "joined\n"
