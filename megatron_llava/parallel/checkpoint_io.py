@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_llava.parallel.checkpoint_directory import (
     TRACKER,
@@ -52,10 +53,11 @@ def save_sharded(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         dist_checkpointing.save(state, str(partial), sharded_strategy=(checkpoint_format, 1))
-    except Exception as caught:  # every way in which a write fails must end in the clean-up below
+    # Every way in which a write fails must end in the clean-up below.
+    except (Exception, CheckpointException) as caught:
         error = caught
     if _any_rank(error is not None):
         if _is_first_rank():

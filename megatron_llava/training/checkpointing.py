@@ -107,6 +107,7 @@ def load_training_state(
         _check_optimizer(root, iteration, common, state.optimizer)
     content: dict[str, Any] = {"model": state.model.sharded_state_dict()}
     if with_optimizer and state.optimizer is not None:
+        _allocate_adam_state(state.optimizer)
         with torch.no_grad():
             content["optimizer"] = state.optimizer.sharded_state_dict(
                 content["model"], is_loading=True, metadata=_optimizer_metadata()
@@ -122,6 +123,7 @@ def load_training_state(
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
         with torch.no_grad():
             state.optimizer.load_state_dict(loaded["optimizer"])
+        _restore_step_counts(state.optimizer)
         state.scheduler.load_state_dict(common["opt_param_scheduler"])
     if "rng_state" in content:
         _restore_rng_state(loaded["rng_state"])
@@ -158,6 +160,36 @@ def _check_optimizer(
             f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; resume at "
             "that layout, or use --no-load-optim"
         )
+
+
+def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    """The torch optimizers inside core's; none where everything on this rank is frozen."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part.optimizer for part in parts if part.optimizer is not None]
+
+
+def _allocate_adam_state(optimizer: MegatronOptimizer) -> None:
+    """Give Adam the state of step 0, where core's distributed optimizer looks for the step count."""
+    for adam in _adams(optimizer):
+        for parameter in (p for group in adam.param_groups for p in group["params"]):
+            if not adam.state[parameter]:
+                adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
+    """Give every state its own tensor with the saved count.
+
+    Core's distributed optimizer puts the count into the parameter groups, one shared tensor into the
+    states, and then copies the count from before the load over it.
+    """
+    for adam in _adams(optimizer):
+        for group in adam.param_groups:
+            for state in (adam.state[parameter] for parameter in group["params"]):
+                state["step"] = torch.tensor(float(group.get("step", state["step"])))
 
 
 def _optimizer_metadata() -> dict[str, Any]:

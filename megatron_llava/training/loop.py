@@ -89,6 +89,8 @@ class Trainer:
                 break
         if checkpoint.save is not None and self.saved_at != self.iteration:
             self.save()
+        with self._parameters_in_place():
+            pass  # the last update has reached every rank when this returns
 
     def validate(self) -> float:
         """The token loss over the held-out store, up to ``--eval-iters`` global batches."""

@@ -1,0 +1,99 @@
+"""A resumed run continues the interrupted one; a save that fails leaves the last good one."""
+
+import numpy as np
+import pytest
+from distributed_jobs import train, train_until_disk_is_full, train_without_room
+
+from megatron_llava.parallel.checkpoint_directory import latest_iteration
+
+MODULE_RATES = ["--mm-vision-tower-lr=2e-4", "--mm-projector-lr=5e-3"]
+VARIANTS = {
+    "one-rank": (1, []),
+    "one-rank-bf16": (1, ["--bf16"]),
+    "one-rank-module-rates": (1, MODULE_RATES),
+    "one-rank-distributed-optimizer": (1, ["--use-distributed-optimizer", *MODULE_RATES]),
+    "dp2-overlaps-bf16": (
+        2,
+        [
+            "--bf16",
+            "--use-distributed-optimizer",
+            "--overlap-grad-reduce",
+            "--overlap-param-gather",
+            *MODULE_RATES,
+        ],
+    ),
+    "tp2-pp2": (4, ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"]),
+}
+
+
+def saving(folder, *more):
+    return [f"--save={folder}", f"--load={folder}", "--save-interval=10", *more]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path, variant):
+    world_size, flags = VARIANTS[variant]
+    arguments = setup.arguments(*flags, steps=20)
+    continuous = pool.run(train, arguments, world_size=world_size, with_weights=True)
+    first = [*arguments, *saving(tmp_path, "--exit-interval=10")]
+    pool.run(train, first, world_size=world_size)
+    assert latest_iteration(tmp_path) == 10
+    second = [*arguments, *saving(tmp_path)]
+    resumed = pool.run(train, second, world_size=world_size, with_weights=True)
+    assert [step["iteration"] for step in resumed[0]["steps"]] == list(range(11, 21))
+    assert resumed[0]["steps"] == continuous[0]["steps"][10:]
+    for rank in range(world_size):
+        for name, weight in continuous[rank]["weights"].items():
+            assert np.array_equal(weight, resumed[rank]["weights"][name]), name
+
+
+def test_module_rates_come_back_to_their_modules(pool, setup, tmp_path):
+    arguments = [*setup.arguments(*MODULE_RATES, steps=20)]
+    steps = pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])[0]["steps"]
+    steps += pool.run(train, [*arguments, *saving(tmp_path)])[0]["steps"]
+    for step in steps:
+        assert step["lr x0.2"] == pytest.approx(0.2 * step["lr"])
+        assert step["lr x5"] == pytest.approx(5 * step["lr"])
+
+
+def test_a_finished_run_does_nothing_more(pool, setup, tmp_path):
+    arguments = [*setup.arguments(steps=10), *saving(tmp_path)]
+    assert len(pool.run(train, arguments)[0]["steps"]) == 10
+    assert pool.run(train, arguments)[0]["steps"] == []
+
+
+def test_another_data_parallel_size_goes_on_with_the_same_packs(pool, setup, tmp_path):
+    arguments = setup.arguments("--use-distributed-optimizer", steps=20)
+    continuous = pool.run(train, arguments)[0]["steps"]
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    resumed = pool.run(train, [*arguments, *saving(tmp_path)], world_size=2)[0]["steps"]
+    for step, expected in zip(resumed, continuous[10:], strict=True):
+        assert step["samples"] == expected["samples"]
+        assert step["lm loss"] == pytest.approx(expected["lm loss"], rel=1e-4)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(pool, setup, tmp_path):
+    arguments = setup.arguments(steps=20)
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    error = pool.run(train_until_disk_is_full, [*arguments, *saving(tmp_path)], 20_000)[0]
+    assert "iter_0000020" in error and "untouched" in error and "\n" not in error
+    assert latest_iteration(tmp_path) == 10
+    assert sorted(path.name for path in tmp_path.glob("iter*")) == ["iter_0000010"]
+    assert len(pool.run(train, [*arguments, *saving(tmp_path)])[0]["steps"]) == 10
+
+
+def test_not_enough_room_is_said_before_anything_is_written(pool, setup, tmp_path):
+    error = pool.run(train_without_room, [*setup.arguments(steps=10), *saving(tmp_path)])[0]
+    assert "7 are free" in error and "--save" in error
+    assert not list(tmp_path.glob("iter*"))
+
+
+def test_other_data_is_refused(pool, setup, tmp_path):
+    arguments = setup.arguments(steps=20)
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    changed = [*arguments, *saving(tmp_path), "--seed=7"]
+    with pytest.raises(AssertionError, match="--finetune"):
+        pool.run(train, changed)
+    new = [flag for flag in changed if not flag.startswith("--pretrained-checkpoint")]
+    finetuned = pool.run(train, [*new, "--finetune", f"--save={tmp_path / 'new'}"])
+    assert finetuned[0]["steps"][0]["iteration"] == 1

@@ -1,0 +1,120 @@
+"""Jobs that tests send to the pool: they run on every rank of a fresh gloo world."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def import_checkpoint(hf: Path, root: Path) -> None:
+    """Convert a Hugging Face folder in a process of its own kind: a world of one."""
+    from megatron_llava.convert.checkpoint import import_hf
+    from megatron_llava.platform.device import leave_process_group
+
+    leave_process_group()
+    import_hf(hf, root)
+
+
+def preprocess_records(records: list[dict], folder: Path, tokenizer: Path, prefix: Path) -> None:
+    """Write LLaVA records as a store."""
+    from megatron_llava.data.preprocess import PreprocessSettings, preprocess
+
+    source = prefix.with_suffix(".input.json")
+    source.write_text(json.dumps(records))
+    settings = PreprocessSettings(
+        input=source,
+        image_folder=folder,
+        tokenizer_model=str(tokenizer),
+        conversation_template="v1",
+        output_prefix=prefix,
+    )
+    preprocess(settings)
+
+
+class Recorder:
+    """A reporter that keeps what the loop tells it."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.validations: list[float] = []
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def advance_to(self, iteration: int) -> None:
+        pass
+
+    def training(self, iteration: int, values: dict[str, float], interval, device) -> None:
+        self.steps.append({"iteration": iteration, **values, "samples": interval.samples})
+
+    def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None:
+        self.validations.append(loss)
+
+
+def train(arguments: list[str], *, with_weights: bool = False) -> dict[str, Any]:
+    """Run the trainer with a command line.
+
+    Returns:
+        What the recorder holds, and this rank's weights if asked for.
+    """
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.train import prepare
+    from megatron_llava.training.run import run_training
+
+    config = prepare(parse_args([*arguments, "--log-interval", "1"]))
+    recorder = Recorder()
+    trainer = run_training(config, torch.device("cpu"), recorder)
+    result = dict(vars(recorder))
+    if with_weights:
+        result["weights"] = {
+            name: parameter.detach().float().numpy()
+            for name, parameter in trainer.model.named_parameters()
+        }
+    return result
+
+
+def train_until_disk_is_full(arguments: list[str], limit_bytes: int) -> str:
+    """Train with no file allowed to grow beyond a limit; returns the error that ended it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        train(arguments)
+    except ValueError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return ""
+
+
+def train_without_room(arguments: list[str]) -> str:
+    """Train where the disk says that seven bytes are free; returns the error that ended it."""
+    original = shutil.disk_usage
+    shutil.disk_usage = lambda path: original(path)._replace(free=7)
+    try:
+        train(arguments)
+    except ValueError as error:
+        return str(error)
+    finally:
+        shutil.disk_usage = original
+    return ""
+
+
+def hang_on_rank(rank: int) -> int:
+    """Sleep for ever on one rank, return at once on the others."""
+    if torch.distributed.get_rank() == rank:
+        time.sleep(3600)
+    return torch.distributed.get_rank()
+
+
+def sum_of_ranks() -> int:
+    """An all-reduce."""
+    total = torch.tensor(torch.distributed.get_rank())
+    torch.distributed.all_reduce(total)
+    return int(total)

@@ -1,0 +1,156 @@
+"""A pool of gloo processes that lives as long as the pytest run, with a watchdog.
+
+A job is a top-level function of an importable module. It runs on ranks 0..world_size-1, each with a
+fresh process group (over a file, so no port can be taken), and returns something picklable. A job
+that takes too long has the stacks of all its ranks printed, and the pool starts anew.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+
+class JobFailed(AssertionError):
+    """A rank raised, died or hung; the message holds what every rank said."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    stacks: Path
+
+
+class Pool:
+    """Processes that are started when the first job needs them, and kept."""
+
+    def __init__(self) -> None:
+        self._context = get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="pool-"))
+        self._jobs = 0
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        world_size: int = 1,
+        timeout: float = 60,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Call ``function`` on ``world_size`` ranks together and return their results by rank.
+
+        Args:
+            timeout: seconds after which the job counts as hung.
+
+        Raises:
+            JobFailed: some rank raised, died, or did not return in time.
+        """
+        self._grow(world_size)
+        self._jobs += 1
+        store = str(self._folder / f"store-{self._jobs}")
+        for rank, worker in enumerate(self._workers[:world_size]):
+            worker.connection.send((function, args, kwargs, rank, world_size, store))
+        results = self._collect(world_size, time.monotonic() + timeout)
+        errors = [f"rank {rank}: {text}" for rank, (good, text) in enumerate(results) if not good]
+        if errors:
+            raise JobFailed("\n".join(errors))
+        return [value for _, value in results]
+
+    def close(self) -> None:
+        """End every process: by itself, so that its own children end, else by force."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(timeout=3)
+            worker.process.kill()
+            worker.process.join()
+        self._workers = []
+
+    def _grow(self, size: int) -> None:
+        while len(self._workers) < size:
+            ours, theirs = self._context.Pipe()
+            stacks = self._folder / f"stacks-{len(self._workers)}-{time.monotonic_ns()}"
+            process = self._context.Process(target=_serve, args=(theirs, str(stacks)))
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours, stacks))
+
+    def _collect(self, world_size: int, deadline: float) -> list[tuple[bool, Any]]:
+        results: dict[int, tuple[bool, Any]] = {}
+        while len(results) < world_size:
+            for rank, worker in enumerate(self._workers[:world_size]):
+                if rank in results or not worker.connection.poll(0.01):
+                    continue
+                try:
+                    results[rank] = worker.connection.recv()
+                except EOFError:
+                    results[rank] = (False, f"died with exit code {worker.process.exitcode}")
+                    return self._give_up(results, world_size)
+            # When one rank has failed, the others wait for it for ever.
+            failed = any(not good for good, _ in results.values())
+            if time.monotonic() > deadline or (failed and len(results) < world_size):
+                if failed:
+                    time.sleep(1)
+                return self._give_up(results, world_size)
+        return [results[rank] for rank in range(world_size)]
+
+    def _give_up(
+        self, results: dict[int, tuple[bool, Any]], world_size: int
+    ) -> list[tuple[bool, Any]]:
+        """Ask the ranks that are still busy for their stacks, and start over."""
+        busy = [rank for rank in range(world_size) if rank not in results]
+        for rank in busy:
+            if self._workers[rank].process.is_alive():
+                os.kill(self._workers[rank].process.pid, signal.SIGUSR1)
+        time.sleep(0.5)
+        for rank in busy:
+            stacks = self._workers[rank].stacks
+            text = stacks.read_text() if stacks.exists() else "no stack"
+            results[rank] = (False, f"did not return; its stacks:\n{text}")
+        self.close()
+        return [results[rank] for rank in range(world_size)]
+
+
+def _serve(connection: Connection, stacks: str) -> None:
+    """What a process of the pool does: set up the CPU platform once, then run jobs."""
+    stacks_file = open(stacks, "w")  # noqa: SIM115 - faulthandler writes to it until the end
+    faulthandler.register(signal.SIGUSR1, file=stacks_file, all_threads=True)
+    import torch
+    import torch.distributed as dist
+
+    from megatron_llava.platform.device import leave_process_group, set_up_device
+
+    torch.set_num_threads(1)
+    set_up_device("cpu")
+    while True:
+        try:
+            function, args, kwargs, rank, world_size, store = connection.recv()
+        except EOFError:
+            return
+        os.environ["WORLD_SIZE"] = str(world_size)
+        try:
+            dist.init_process_group(
+                "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size
+            )
+            answer = (True, function(*args, **kwargs))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        finally:
+            leave_process_group()
+        try:
+            connection.send(answer)
+        except Exception:
+            connection.send((False, traceback.format_exc()))
