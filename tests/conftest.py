@@ -16,6 +16,11 @@ if not torch.cuda.is_available():
     cpu.install()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out what core says of itself at import: it found no Apex, it is deprecated."""
+    config.addinivalue_line("filterwarnings", r"ignore:::megatron\.core")
+
+
 @pytest.fixture(scope="session")
 def cpu_platform() -> None:
     """Skip where the CPU platform is not installed, which is where torch sees a GPU."""

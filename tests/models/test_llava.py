@@ -1,0 +1,240 @@
+import pytest
+import torch
+from tiny_model import (
+    VOCAB_SIZE,
+    losses_and_gradients,
+    mixed_samples,
+    pack,
+    relative_difference,
+    tiny_config,
+    tiny_model,
+    tiny_sample,
+)
+
+from megatron_llava.training.freeze import freeze_parts, part_of
+
+pytestmark = pytest.mark.usefixtures("single_rank")
+
+TOLERANCE = 1e-5
+KINDS = {
+    "qwen2-clip": {},
+    "llama-siglip-tied": {
+        "add_qkv_bias": False,
+        "untie_embeddings_and_output_weights": False,
+        "vision_model_type": "siglip",
+        "vision_hidden_act": "gelu_pytorch_tanh",
+    },
+}
+PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
+
+
+def sum_of_samples(model, config, samples):
+    """Losses of all samples one behind the other, and the sum of their gradients."""
+    runs = [losses_and_gradients(model, pack(config, [sample])) for sample in samples]
+    names = runs[0][1]
+    return torch.cat([losses for losses, _ in runs]), {
+        name: torch.stack([gradients[name] for _, gradients in runs]).sum(0) for name in names
+    }
+
+
+def assert_equal_runs(found, expected, tolerance=TOLERANCE):
+    assert found[0].shape == expected[0].shape
+    assert relative_difference(found[0], expected[0]) < tolerance
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        assert relative_difference(found[1][name], gradient) < tolerance, name
+
+
+def assert_bitwise(found, expected):
+    assert torch.equal(found[0], expected[0])
+    for name, gradient in expected[1].items():
+        assert gradient is not None and torch.equal(found[1][name], gradient), name
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
+    return request.param
+
+
+def test_a_pack_is_its_samples_alone(kind):
+    config, samples = tiny_config(**kind), mixed_samples()
+    model = tiny_model(config)
+    batch = pack(config, samples)
+    assert (batch.weights[:, 1] != 0).any() and batch.num_images == 6 and batch.num_samples == 6
+    found = losses_and_gradients(model, batch)
+    assert_equal_runs(found, sum_of_samples(model, config, samples))
+
+
+def test_the_order_of_samples_does_not_matter():
+    config, samples = tiny_config(), mixed_samples()
+    model = tiny_model(config)
+    _, forwards = losses_and_gradients(model, pack(config, samples))
+    _, backwards = losses_and_gradients(model, pack(config, samples[::-1]))
+    for name, gradient in forwards.items():
+        assert relative_difference(backwards[name], gradient) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("padding", [{"pad_multiple": 64}, {"pad_to": 512}])
+def test_padding_rows_change_nothing(padding):
+    config, samples = tiny_config(), mixed_samples()
+    model = tiny_model(config)
+    batch = pack(config, samples, **padding)
+    assert batch.taps.shape[0] > batch.num_rows
+    expected = losses_and_gradients(model, pack(config, samples))
+    assert_equal_runs(losses_and_gradients(model, batch), expected)
+
+
+def test_without_an_image_tower_and_projector_have_zero_gradients():
+    config = tiny_config()
+    model = tiny_model(config)
+    batch = pack(config, [tiny_sample([], 12, 1), tiny_sample([], 5, 2)])
+    assert batch.num_views == 0 and len(batch.tiles) == 1
+    losses, gradients = losses_and_gradients(model, batch)
+    assert losses.all()
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        seen = part_of(name) == "mm_language_model" and name != "image_newline"
+        assert bool(gradient.any()) == seen, name
+
+
+@pytest.mark.parametrize("samples", [[], [tiny_sample([(30, 60)], 6, 1)]], ids=["empty", "image"])
+def test_without_labels_the_loss_and_every_gradient_are_zero(samples):
+    config = tiny_config()
+    model = tiny_model(config)
+    for sample in samples:
+        sample.label_mask[:] = 0
+    losses, gradients = losses_and_gradients(model, pack(config, samples, pad_multiple=8))
+    assert losses.tolist() == [0.0]
+    for name, gradient in gradients.items():
+        assert gradient is not None and not gradient.any(), name
+
+
+def test_columns_that_pad_the_vocabulary_never_matter(kind):
+    samples = mixed_samples()
+    plain = tiny_config(**kind, make_vocab_size_divisible_by=1)
+    padded = tiny_config(**kind, make_vocab_size_divisible_by=128)
+    expected = losses_and_gradients(tiny_model(plain), pack(plain, samples))
+    model = tiny_model(padded)
+    embedding = model.language_model.embedding.word_embeddings.weight
+    assert embedding.shape[0] == 256 and embedding[VOCAB_SIZE:].any()
+    losses, gradients = losses_and_gradients(model, pack(padded, samples))
+    for name in gradients:
+        if "word_embeddings" in name or "output_layer" in name:
+            assert not gradients[name][VOCAB_SIZE:].any(), name
+            gradients[name] = gradients[name][:VOCAB_SIZE]
+    assert_equal_runs((losses, gradients), expected, 1e-6)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_true_columns():
+    config = tiny_config(make_vocab_size_divisible_by=128)
+    model = tiny_model(config)
+    batch = pack(config, mixed_samples())
+    with torch.no_grad():
+        logits = model.logits(model.decode(batch), batch.loss_rows)[:, :VOCAB_SIZE]
+        expected = torch.nn.functional.cross_entropy(logits, batch.loss_labels, reduction="none")
+        assert relative_difference(model(batch), expected) < 1e-6
+        assert (model.logits(model.decode(batch), batch.loss_rows)[:, VOCAB_SIZE:] < -1e30).all()
+
+
+def test_tied_embeddings_are_one_parameter_with_both_gradients():
+    tied_config = tiny_config(untie_embeddings_and_output_weights=False)
+    samples = mixed_samples()
+    tied, untied = tiny_model(tied_config), tiny_model(tiny_config())
+    assert "language_model.output_layer.weight" not in dict(tied.named_parameters())
+    state = tied.state_dict()
+    embedding = state["language_model.embedding.word_embeddings.weight"]
+    state["language_model.output_layer.weight"] = embedding
+    untied.load_state_dict(state)
+    batch = pack(tied_config, samples)
+    losses, gradients = losses_and_gradients(untied, batch)
+    output = gradients.pop("language_model.output_layer.weight")
+    assert output.any()
+    gradients["language_model.embedding.word_embeddings.weight"] += output
+    assert_equal_runs(losses_and_gradients(tied, batch), (losses, gradients), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "tunable",
+    [("mm_mlp_adapter",), ("mm_vision_tower",), ("mm_language_model",), PARTS[:2], PARTS[1:]],
+    ids="+".join,
+)
+@pytest.mark.parametrize("granularity", [None, "full"])
+def test_frozen_parts_have_no_gradient_and_change_no_other(tunable, granularity):
+    samples = mixed_samples()
+    recompute = {
+        "recompute_granularity": granularity,
+        "recompute_method": granularity and "uniform",
+        "recompute_num_layers": granularity and 1,
+    }
+    expected = losses_and_gradients(tiny_model(tiny_config()), pack(tiny_config(), samples))
+    config = tiny_config(**recompute)
+    model = tiny_model(config)
+    freeze_parts(model, tunable)
+    losses, gradients = losses_and_gradients(model, pack(config, samples))
+    assert torch.equal(losses, expected[0])
+    for name, gradient in gradients.items():
+        assert (gradient is not None) == (part_of(name) in tunable), name
+        if gradient is not None:
+            assert torch.equal(gradient, expected[1][name]), name
+
+
+RECOMPUTE = {
+    "selective": {"recompute_granularity": "selective"},
+    "uniform-1": {"recompute_method": "uniform", "recompute_num_layers": 1},
+    "uniform-2": {"recompute_method": "uniform", "recompute_num_layers": 2},
+    "block-1": {"recompute_method": "block", "recompute_num_layers": 1},
+    "block-2": {"recompute_method": "block", "recompute_num_layers": 2},
+}
+
+
+@pytest.mark.parametrize("how", RECOMPUTE.values(), ids=RECOMPUTE)
+def test_recomputing_activations_changes_no_bit(how):
+    samples = mixed_samples()
+    expected = losses_and_gradients(tiny_model(tiny_config()), pack(tiny_config(), samples))
+    config = tiny_config(**{"recompute_granularity": "full", **how})
+    model = tiny_model(config)
+    assert model.vision_model.decoder.config.recompute_granularity == (
+        how.get("recompute_granularity", "full")
+    )
+    forwards = count_forwards(model.language_model.decoder.layers[0])
+    found = losses_and_gradients(model, pack(config, samples))
+    assert_bitwise(found, expected)
+    assert len(forwards) == (1 if "recompute_granularity" in how else 2)
+
+
+def count_forwards(layer):
+    """A list that grows by one with every forward of the layer's attention projection."""
+    calls = []
+    layer.self_attention.linear_qkv.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_selective_recomputation_runs_the_core_of_attention_again():
+    config = tiny_config(recompute_granularity="selective")
+    model = tiny_model(config)
+    calls = []
+    attention = model.language_model.decoder.layers[0].self_attention.core_attention
+    attention.register_forward_hook(lambda *_: calls.append(1))
+    losses_and_gradients(model, pack(config, mixed_samples()))
+    assert len(calls) == 2
+
+
+def test_bfloat16_is_close_to_float32(kind):
+    samples = mixed_samples()
+    config = tiny_config(**kind, bf16=True)
+    model, exact = tiny_model(config), tiny_model(tiny_config(**kind))
+    exact.load_state_dict(model.state_dict())  # the rounded weights
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert all(p.dtype == torch.float32 for p in exact.parameters())
+    found = losses_and_gradients(model, pack(config, samples))
+    expected = losses_and_gradients(exact, pack(config, samples))
+    assert found[0].dtype == torch.float32
+    assert abs(found[0].mean() / expected[0].mean() - 1) < 5e-3
+    assert_equal_runs(found, expected, tolerance=6e-2)
+
+
+def test_two_runs_give_the_same_bits():
+    config = tiny_config()
+    batch = pack(config, mixed_samples())
+    first = losses_and_gradients(tiny_model(config), batch)
+    assert_bitwise(losses_and_gradients(tiny_model(config), batch), first)
