@@ -40,8 +40,8 @@ def set_up_device(device: str) -> torch.device:
     else:
         target = torch.device("cuda", local_rank())
         torch.cuda.set_device(target)
-    # Core warns a dozen times that it found neither Transformer Engine nor apex (both optional), and
-    # about its own use of torch.
+    # Core warns a dozen times that it found neither Transformer Engine nor apex (both optional),
+    # and about its own use of torch.
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return target
