@@ -12,8 +12,8 @@ from megatron_llava.data.collate import PackedBatch
 def pad_batch(batch: PackedBatch, rows: int) -> PackedBatch:
     """The same pack with padding up to ``rows`` positions.
 
-    The padding stays one dummy sequence of its own: rows without taps, which no other row attends to
-    and which carry no loss.
+    The padding stays one dummy sequence of its own: rows without taps, which no other row attends
+    to and which carry no loss.
 
     Args:
         batch: R positions, of which ``num_rows`` are real.

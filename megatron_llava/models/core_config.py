@@ -90,7 +90,7 @@ def projector_transformer_config(config: RunConfig) -> TransformerConfig:
 
 
 def _shared(config: RunConfig) -> dict[str, Any]:
-    """What all three have in common. Fusions are off: core's fused GELU is the tanh approximation."""
+    """What all three share. Fusions are off: core's fused GELU is the tanh approximation."""
     return {
         "tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
         "params_dtype": params_dtype(config),

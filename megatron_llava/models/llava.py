@@ -1,8 +1,8 @@
 """LlavaModel: vision tower, projector, visual packing and core's GPTModel.
 
-Shape suffixes: V views, T patches per view, D tower width, H language width, F = V * T feature rows,
-N text rows, R packed rows (of this rank under sequence parallel), L loss rows, W vocabulary columns of
-this tensor-parallel rank, B = 1.
+Shape suffixes: V views, T patches per view, D tower width, H language width, F = V * T feature
+rows, N text rows, R packed rows (of this rank under sequence parallel), L loss rows, W vocabulary
+columns of this tensor-parallel rank, B = 1.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LlavaModel(MegatronModule):
     """A LLaVA-NeXT model over packed batches.
 
     The vision tower, projector and ``image_newline`` live on the first pipeline stage only. Every
-    microbatch runs the tower, on a dummy view when it has no image, so that every data-parallel rank
-    produces every gradient in every microbatch and overlapped reductions never wait for one.
+    microbatch runs the tower, on a dummy view when it has no image, so that every data-parallel
+    rank produces every gradient in every microbatch and overlapped reductions never wait for one.
 
     Args:
         config: core's configuration of the language model.
@@ -72,7 +72,8 @@ class LlavaModel(MegatronModule):
                 torch.randn(config.hidden_size, dtype=config.params_dtype) * scale
             )
         if self.post_process:
-            # Rows are gathered before the few that carry a loss are picked, not by the output layer.
+            # Rows are gathered before the few that carry a loss are picked, not by the output
+            # layer.
             output_layer = language_model.output_layer
             output_layer.sequence_parallel = False
             output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
@@ -116,8 +117,8 @@ class LlavaModel(MegatronModule):
         """Run one pack through this stage.
 
         Returns:
-            On the last stage the loss of each loss row, float32 [L] (of a pack without loss rows: one
-            zero). Elsewhere the hidden states [R, 1, H].
+            On the last stage the loss of each loss row, float32 [L] (of a pack without loss rows:
+            one zero). Elsewhere the hidden states [R, 1, H].
         """
         hidden_RBH = self.decode(batch)
         if not self.post_process:
@@ -150,7 +151,7 @@ class LlavaModel(MegatronModule):
         )
 
     def logits(self, hidden_RBH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Logits [L, W] of the given rows; columns beyond the vocabulary are the dtype's minimum."""
+        """Logits [L, W] of the given rows; columns beyond the vocabulary are the minimum."""
         if self.config.sequence_parallel:
             hidden_RBH = tensor_parallel.gather_from_sequence_parallel_region(
                 hidden_RBH, tensor_parallel_output_grad=False

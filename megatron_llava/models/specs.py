@@ -1,8 +1,9 @@
 """Layer specs: which modules a core TransformerLayer is composed of.
 
 ``local`` uses core's parallel linears with the norms and the attention of this file; it is the only
-implementation that runs on CPU. ``transformer_engine`` is core's own spec. Core's local norm asserts
-that sequence parallelism is off, and its local attention refuses packed sequences: hence ours.
+implementation that runs on CPU. ``transformer_engine`` is core's own spec. Core's local norm
+asserts that sequence parallelism is off, and its local attention refuses packed sequences: hence
+ours.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class CoreAttention(MegatronModule):
 
 
 def local_layer_spec(attn_mask_type: AttnMaskType) -> ModuleSpec:
-    """A pre-norm transformer layer of core's parallel linears and this file's norm and attention."""
+    """A pre-norm layer of core's parallel linears and this file's norm and attention."""
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

@@ -19,8 +19,8 @@ class VisionTower(MegatronModule):
     """Patch embedding, positions, encoder. Returns the features of the selected layer.
 
     Only the layers up to ``--mm-vision-select-layer`` are built: hidden state -2 of a CLIP with n
-    layers is the output of layer n - 1. CLIP's class token takes part in attention and is dropped from
-    the result. There is no norm after the encoder: LLaVA takes hidden states, which have none.
+    layers is the output of layer n - 1. CLIP's class token takes part in attention and is dropped
+    from the result. There is no norm after the encoder: LLaVA takes hidden states, which have none.
 
     Args:
         config: core's configuration of the encoder.

@@ -1,9 +1,9 @@
 """Where checkpoints lie: Megatron's directory protocol.
 
-A root holds ``latest_checkpointed_iteration.txt`` (an iteration number, or ``release`` for converted
-weights) and one folder per checkpoint, ``iter_0000100/`` or ``release/``. Beside them lie the
-architecture (``model.yaml``), tensors that are never trained (``passthrough.safetensors``) and the
-Hugging Face files that travel along (``hf/``).
+A root holds ``latest_checkpointed_iteration.txt`` (an iteration number, or ``release`` for
+converted weights) and one folder per checkpoint, ``iter_0000100/`` or ``release/``. Beside them lie
+the architecture (``model.yaml``), tensors that are never trained (``passthrough.safetensors``) and
+the Hugging Face files that travel along (``hf/``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write and read core's layout-free ``torch_dist`` checkpoints, all ranks together.
 
-A checkpoint is written under a temporary name and renamed when every rank has finished; only then does
-the tracker name it. So a save that dies leaves the last good one in force.
+A checkpoint is written under a temporary name and renamed when every rank has finished; only then
+does the tracker name it. So a save that dies leaves the last good one in force.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def save_sharded(
             shutil.rmtree(partial, ignore_errors=True)
         reason = _one_line(error) if error is not None else "another rank failed"
         raise CheckpointError(
-            f"{final}: the checkpoint could not be written ({reason}); the checkpoints before it are "
-            "untouched"
+            f"{final}: the checkpoint could not be written ({reason}); the checkpoints before it "
+            "are untouched"
         ) from error
     if _is_first_rank():
         _publish(partial, final, root / TRACKER, str(iteration))
@@ -123,8 +123,8 @@ def _check_room(root: Path, state: dict[str, Any]) -> None:
     free = shutil.disk_usage(existing).free
     if _any_rank(free < int(needed)):
         raise CheckpointError(
-            f"{root}: a checkpoint needs {int(needed):,} bytes and {free:,} are free; free some room "
-            "or point --save elsewhere"
+            f"{root}: a checkpoint needs {int(needed):,} bytes and {free:,} are free; free some "
+            "room or point --save elsewhere"
         )
 
 

@@ -23,9 +23,10 @@ class BatchSource:
     """This rank's microbatches, and what is known of a step before it runs.
 
     Every rank lays out its packs itself, from the memory-mapped store. Only the images are read and
-    decoded once: by the first tensor-parallel rank of the first pipeline stage, which sends the uint8
-    tiles to the others; their shape is known from the layout. With pipeline parallelism, all packs
-    of a step are padded to the longest of them, because stages exchange tensors of one length.
+    decoded once: by the first tensor-parallel rank of the first pipeline stage, which sends the
+    uint8 tiles to the others; their shape is known from the layout. With pipeline parallelism, all
+    packs of a step are padded to the longest of them, because stages exchange tensors of one
+    length.
 
     Args:
         store: the samples.
@@ -106,7 +107,7 @@ class BatchSource:
             yield self._share_tiles(packed.to_torch(self.device), packed.num_views)
 
     def _share_tiles(self, batch: TensorBatch, num_views: int) -> TensorBatch:
-        """Give every tensor-parallel rank of the first stage the tiles that the first one decoded."""
+        """Give all tensor-parallel ranks of the first stage the tiles that one decoded."""
         if not self._on_first_stage or not self._tensor_parallel:
             return batch
         tiles = batch.tiles

@@ -133,7 +133,7 @@ def load_training_state(
 
 
 def copy_side_files(source: str | None, root: str) -> None:
-    """Give a run's folder the architecture and Hugging Face files of the checkpoint it started from."""
+    """Give a run's folder the architecture and HF files of the checkpoint it started from."""
     if source is None or Path(source).resolve() == Path(root).resolve():
         return
     Path(root).mkdir(parents=True, exist_ok=True)
@@ -157,8 +157,8 @@ def _check_optimizer(
     if any(saved[key] != now[key] for key in ("tensor", "pipeline")):
         raise CheckpointError(
             f"{root}: optimizer state was saved at tensor x pipeline {saved['tensor']} x "
-            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; resume at "
-            "that layout, or use --no-load-optim"
+            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; resume "
+            "at that layout, or use --no-load-optim"
         )
 
 
@@ -169,7 +169,7 @@ def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
 
 
 def _allocate_adam_state(optimizer: MegatronOptimizer) -> None:
-    """Give Adam the state of step 0, where core's distributed optimizer looks for the step count."""
+    """Give Adam the state of step 0: core's distributed optimizer reads the count there."""
     for adam in _adams(optimizer):
         for parameter in (p for group in adam.param_groups for p in group["params"]):
             if not adam.state[parameter]:
@@ -183,8 +183,8 @@ def _allocate_adam_state(optimizer: MegatronOptimizer) -> None:
 def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
     """Give every state its own tensor with the saved count.
 
-    Core's distributed optimizer puts the count into the parameter groups, one shared tensor into the
-    states, and then copies the count from before the load over it.
+    Core's distributed optimizer puts the count into the parameter groups, one shared tensor into
+    the states, and then copies the count from before the load over it.
     """
     for adam in _adams(optimizer):
         for group in adam.param_groups:

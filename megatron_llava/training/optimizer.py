@@ -73,9 +73,9 @@ def learning_rates(optimizer: MegatronOptimizer) -> dict[str, float]:
 def _module_overrides(config: RunConfig) -> dict[ParamKey, ParamGroupOverride]:
     """Per-module peak rates.
 
-    Each carries its ratio to --lr as ``lr_mult``. Core finds a group again after a resume by keys that
-    do not include ``max_lr``: without a multiplier of its own a module would come back with the rate
-    of another. The scheduler does not apply the multiplier.
+    Each carries its ratio to --lr as ``lr_mult``. Core finds a group again after a resume by keys
+    that do not include ``max_lr``: without a multiplier of its own a module would come back with
+    the rate of another. The scheduler does not apply the multiplier.
     """
     settings = config.optimizer
     rates = {

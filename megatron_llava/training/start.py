@@ -19,8 +19,8 @@ from megatron_llava.parallel.checkpoint_directory import (
 def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
     """The root and iteration that a run reads at its start; None for random weights.
 
-    ``--load`` comes first. Where it holds no checkpoint yet, ``--pretrained-checkpoint`` is read, so
-    the same command starts a run and resumes it.
+    ``--load`` comes first. Where it holds no checkpoint yet, ``--pretrained-checkpoint`` is read,
+    so the same command starts a run and resumes it.
 
     Raises:
         CheckpointError: a checkpoint that was asked for does not exist.
@@ -38,7 +38,8 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
             return checkpoint.load, iteration
         if checkpoint.exit_on_missing_checkpoint:
             raise CheckpointError(
-                f"--load {checkpoint.load} holds no checkpoint, and --exit-on-missing-checkpoint is set"
+                f"--load {checkpoint.load} holds no checkpoint, which --exit-on-missing-checkpoint "
+                "forbids"
             )
     if checkpoint.pretrained_checkpoint is not None:
         iteration = latest_iteration(checkpoint.pretrained_checkpoint)

@@ -39,8 +39,8 @@ class StepResult:
 def token_loss(batch: TensorBatch, losses: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
     """The loss of one microbatch as core wants it: sum, count, and what to report.
 
-    Core adds up the counts over all microbatches and data-parallel ranks and divides the gradient by
-    the total once, so that every supervised token weighs the same wherever it was packed.
+    Core adds up the counts over all microbatches and data-parallel ranks and divides the gradient
+    by the total once, so that every supervised token weighs the same wherever it was packed.
     """
     total = losses.float().sum()
     count = torch.tensor(batch.loss_rows.numel(), dtype=torch.int, device=losses.device)
@@ -109,8 +109,8 @@ def train_step(
     loss = total / max(count, 1)
     if not torch.isfinite(torch.tensor(loss)):
         raise TrainingDiverged(
-            f"the loss is {loss} over {count} supervised tokens; lower --lr, lengthen the warmup, or "
-            "look at the last batches with tools/inspect_data.py"
+            f"the loss is {loss} over {count} supervised tokens; lower --lr, lengthen the warmup, "
+            "or look at the last batches with tools/inspect_data.py"
         )
     rates = learning_rates(optimizer)
     updated, grad_norm, _ = optimizer.step()

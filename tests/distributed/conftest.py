@@ -23,7 +23,7 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
-def setup(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> "Setup":
+def setup(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Setup:
     return Setup(tmp_path_factory.mktemp("setup"), pool)
 
 
