@@ -36,6 +36,7 @@ _FIELDS: dict[str, Any] = {
     "untie_embeddings_and_output_weights": True,
     "vision_model_type": "clip",
     "vision_num_layers": 2,
+    "mm_vision_select_layer": -1,
     "vision_hidden_size": 24,
     "vision_ffn_hidden_size": 40,
     "vision_num_attention_heads": 2,

@@ -134,6 +134,17 @@ class VisionConfig:
         "mlp2x_gelu", "Projector from the tower to the language model", from_checkpoint="fixed"
     )
 
+    @property
+    def built_layers(self) -> int | None:
+        """Encoder layers up to the selected hidden state.
+
+        A tower of n layers has n + 1 hidden states, the embeddings first, so state -k is the output
+        of layer n + 1 - k, counted from 1.
+        """
+        if self.vision_num_layers is None or self.mm_vision_select_layer is None:
+            return None
+        return self.vision_num_layers + 1 + self.mm_vision_select_layer
+
 
 def _pinpoints_text(value: Any) -> Any:
     """A YAML list of [width, height] pairs as the text that the grid parser reads."""

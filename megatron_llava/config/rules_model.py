@@ -50,6 +50,12 @@ def check_vision(config: RunConfig) -> None:
             f"--vision-patch-size {patch} is more than --vision-image-size {image}: "
             "a tile must hold at least one patch"
         )
+    layers, selected = known(vision.vision_num_layers), known(vision.mm_vision_select_layer)
+    if known(vision.built_layers) < 1:
+        raise ValueError(
+            f"--mm-vision-select-layer {selected} lies before the first of --vision-num-layers "
+            f"{layers}: give -1 to {-layers}"
+        )
 
 
 def check_data_parallel(config: RunConfig) -> None:

@@ -170,6 +170,12 @@ def _vision_layer(mapping: dict[str, Any]) -> list[Rule]:
     return rules
 
 
+def _built_layers(mapping: dict[str, Any]) -> int:
+    """Layers up to the selected hidden state; of the states, the first is the embeddings."""
+    built: int = mapping["vision_num_layers"] + 1 + mapping["mm_vision_select_layer"]
+    return built
+
+
 def vision_rules(mapping: dict[str, Any]) -> list[Rule]:
     """The tower as far as it is built: CLIP has a class token and a norm in front of it."""
     hidden, patch = mapping["vision_hidden_size"], mapping["vision_patch_size"]
@@ -195,14 +201,13 @@ def vision_rules(mapping: dict[str, Any]) -> list[Rule]:
         ]
     else:
         rules.append(_copy(conv1 + "bias", embeddings + "patch_embedding.bias", (hidden,)))
-    return rules + for_layers(_vision_layer(mapping), mapping["vision_num_layers"])
+    return rules + for_layers(_vision_layer(mapping), _built_layers(mapping))
 
 
 def vision_passthrough(mapping: dict[str, Any]) -> list[PassThrough]:
     """What the selected feature layer leaves unused: later layers, the norm and head after them."""
     hidden = (mapping["vision_hidden_size"],)
-    built = mapping["vision_num_layers"]
-    stored = built - 1 - mapping["mm_vision_select_layer"]
+    built, stored = _built_layers(mapping), mapping["vision_num_layers"]
     reason = f"after the selected feature layer {mapping['mm_vision_select_layer']}"
     unused = [rule.at(layer) for layer in range(built, stored) for rule in _vision_layer(mapping)]
     rows = [

@@ -147,24 +147,19 @@ def _text_fields(section: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _built_layers(top: dict[str, Any], stored: int) -> int:
-    """How many layers of the tower produce the selected feature.
-
-    hidden_states has stored + 1 entries, the embeddings first, so index -k is the output of layer
-    stored + 1 - k (counted from 1).
-    """
+def _select_layer(top: dict[str, Any], stored: int) -> int:
+    """The hidden state of a tower of `stored` layers that the projector reads, counted from the end."""
     layer = top["vision_feature_layer"]
     if not isinstance(layer, int) or isinstance(layer, bool) or layer >= 0:
         raise ValueError(
             f"config.json: vision_feature_layer is {layer!r}; supported: one negative number"
         )
-    built = stored + 1 + layer
-    if built < 1:
+    if stored + 1 + layer < 1:
         raise ValueError(
             f"config.json: vision_feature_layer is {layer}, but the vision tower has only "
             f"{stored} layers"
         )
-    return built
+    return layer
 
 
 def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +194,7 @@ def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, An
         )
     return {
         "vision_model_type": VISION_TYPES[model_type],
-        "vision_num_layers": _built_layers(top, vision["num_hidden_layers"]),
+        "vision_num_layers": vision["num_hidden_layers"],
         "vision_hidden_size": vision["hidden_size"],
         "vision_ffn_hidden_size": vision["intermediate_size"],
         "vision_num_attention_heads": vision["num_attention_heads"],
@@ -207,7 +202,7 @@ def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, An
         "vision_patch_size": vision["patch_size"],
         "vision_norm_epsilon": vision["layer_norm_eps"],
         "vision_hidden_act": vision["hidden_act"],
-        "mm_vision_select_layer": top["vision_feature_layer"],
+        "mm_vision_select_layer": _select_layer(top, vision["num_hidden_layers"]),
     }
 
 

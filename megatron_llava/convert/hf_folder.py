@@ -123,7 +123,7 @@ def check_tensors(mapping: dict[str, Any], reader: HFReader) -> None:
         found = f"{reader.shape(positions)[0]} rows"
         raise _contradiction("vision_config.image_size", stated, reader, positions, found)
     _check_layers(reader, "language_model.model.layers.", "text_config", mapping["num_layers"])
-    stored = mapping["vision_num_layers"] - 1 - mapping["mm_vision_select_layer"]
+    stored = mapping["vision_num_layers"]
     _check_layers(reader, VISION + "encoder.layers.", "vision_config", stored)
 
 

@@ -60,7 +60,7 @@ def vision_transformer_config(config: RunConfig) -> TransformerConfig:
     return TransformerConfig(
         **_shared(config),
         **_recompute(config),
-        num_layers=vision.vision_num_layers,
+        num_layers=vision.built_layers,
         hidden_size=vision.vision_hidden_size,
         ffn_hidden_size=vision.vision_ffn_hidden_size,
         num_attention_heads=vision.vision_num_attention_heads,

@@ -100,7 +100,8 @@ class Reporter:
         shown = " | ".join(f"{name} {_short(value)}" for name, value in values.items())
         self.message(
             f"step {iteration}/{self.train_iters} | {shown} | "
-            f"{_short(record['tokens/s'])} tokens/s | {_short(record['images/s'])} images/s | fill {record['fill %']:.1f} % | "
+            f"{_short(record['tokens/s'])} tokens/s | {_short(record['images/s'])} images/s | "
+            f"fill {record['fill %']:.1f} % | "
             f"data wait {record['data wait %']:.1f} % | {record['memory GiB']:.2f} GiB | "
             f"{record['s/step']:.3f} s/step | eta {_clock(left)}"
         )

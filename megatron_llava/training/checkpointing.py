@@ -157,8 +157,8 @@ def _check_optimizer(
     if any(saved[key] != now[key] for key in ("tensor", "pipeline")):
         raise CheckpointError(
             f"{root}: optimizer state was saved at tensor x pipeline {saved['tensor']} x "
-            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; resume "
-            "at that layout, or use --no-load-optim"
+            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; "
+            "resume at that layout, or use --no-load-optim"
         )
 
 

@@ -43,7 +43,6 @@ TP2 = {"tensor_model_parallel_size": 2}
         ({"save": "out", "save_interval": 10, "load": "out", "pretrained_checkpoint": "in"}, 1),
         ({"load": "in", "finetune": True, "no_load_rng": True, "ckpt_step": 7}, 1),
         ({"image_aspect_ratio": "square", "image_grid_pinpoints": None}, 1),
-        # Layers are counted up to the selected one, so this is the sixth of a published ten.
         ({"vision_num_layers": 6, "mm_vision_select_layer": -5}, 1),
     ],
 )
@@ -231,6 +230,11 @@ REFUSED = [
     ({"hidden_size": 0}, 1, "--hidden-size|0 is too small"),
     ({"lr": 0.0}, 1, "--lr|0.0 is too small|above 0"),
     ({"adam_beta2": 1.0}, 1, "--adam-beta2|1.0 is too large|below 1"),
+    (
+        {"vision_num_layers": 3, "mm_vision_select_layer": -4},
+        1,
+        "--mm-vision-select-layer -4|--vision-num-layers 3|-1 to -3",
+    ),
     ({"mm_vision_select_layer": 0}, 1, "--mm-vision-select-layer|0 is too large|below 0"),
     ({"max_bad_records": -1}, 1, "--max-bad-records|-1|at least 0"),
     # What must be given.

@@ -11,6 +11,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from megatron_llava.convert.families import vision_rules
 from megatron_llava.convert.hf_config import mapping_from_hf
 from megatron_llava.convert.hf_defaults import (
     ROPE_THETA_DEFAULT,
@@ -88,7 +89,7 @@ def test_a_hub_config_is_completed():
         "rotary_base": 1000000.0,
         "add_qkv_bias": False,
         "vision_model_type": "clip",
-        "vision_num_layers": 23,
+        "vision_num_layers": 24,
         "vision_hidden_size": 1024,
         "vision_ffn_hidden_size": 4096,
         "vision_num_attention_heads": 16,
@@ -123,7 +124,13 @@ def test_tower_depth_follows_the_feature_layer():
     config = copy.deepcopy(CONFIG)
     for layer, built in ((-1, 24), (-2, 23), (-24, 1)):
         config["vision_feature_layer"] = layer
-        assert mapping_from_hf(config, PROCESSOR)["vision_num_layers"] == built
+        mapping = mapping_from_hf(config, PROCESSOR) | {"untie_embeddings_and_output_weights": True}
+        layers = {
+            rule.megatron.split("layers.")[1].split(".")[0]
+            for rule in vision_rules(mapping)
+            if "layers." in rule.megatron
+        }
+        assert len(layers) == built
 
 
 def set_in(config, path, value):
