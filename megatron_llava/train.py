@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -11,6 +12,7 @@ from megatron_llava.config.cli import exit_with_error, parse_args
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
 from megatron_llava.platform.device import (
+    global_rank,
     join_process_group,
     leave_process_group,
     select_device,
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = prepare(config)
     except ValueError as error:
-        exit_with_error(str(error), "megatron_llava.train")
+        _exit(error)
     device = set_up_device(config.parallel.device)
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.observe.metrics import Reporter
@@ -44,9 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_training(config, device, reporter)
         reporter.close()
     except ValueError as error:
-        exit_with_error(str(error), "megatron_llava.train")
+        _exit(error)
     finally:
         leave_process_group()
+
+
+def _exit(error: ValueError) -> NoReturn:
+    """One line for the whole job: every rank finds the same error, and the first one says it."""
+    if global_rank() == 0:
+        exit_with_error(str(error), "megatron_llava.train")
+    raise SystemExit(2)
 
 
 def prepare(config: RunConfig) -> RunConfig:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from megatron_llava.data.preprocess import PreprocessSettings, preprocess
+from megatron_llava.platform.device import silence_core_warnings
 from megatron_llava.text.templates import TEMPLATES
 from megatron_llava.text.tokenizer import TOKENIZER_TYPES
 
@@ -42,6 +43,7 @@ def parse_arguments() -> PreprocessSettings:
 
 def main() -> None:
     settings = parse_arguments()
+    silence_core_warnings()
     # Ending by an exception removes the unfinished store and stops the workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:

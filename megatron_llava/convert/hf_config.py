@@ -148,7 +148,7 @@ def _text_fields(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _select_layer(top: dict[str, Any], stored: int) -> int:
-    """The hidden state of a tower of `stored` layers that the projector reads, counted from the end."""
+    """The hidden state of a tower of `stored` layers that is read, counted from the end."""
     layer = top["vision_feature_layer"]
     if not isinstance(layer, int) or isinstance(layer, bool) or layer >= 0:
         raise ValueError(

@@ -27,6 +27,9 @@ class Schedule(Protocol):
     num_packs: int | None
     """None where there is no end."""
 
+    longest_sample: int
+    """Positions of the longest sample that is used."""
+
     fingerprint: str
     """Equal for schedules of the same packs; a position in one is meaningless in another."""
 
@@ -49,6 +52,7 @@ class _Fitting:
         )
         self.lengths = lengths[self.ids]
         self.num_dropped = len(lengths) - len(self.ids)
+        self.longest = int(self.lengths.max())
         self.store_fingerprint = store.fingerprint
         self.key = [PLAN_VERSION, store.fingerprint, asdict(settings), capacity]
 
@@ -88,6 +92,7 @@ class TrainingSchedule:
     ) -> None:
         self._samples = _Fitting(store, settings, capacity, max_bad_records)
         self.num_dropped = self._samples.num_dropped
+        self.longest_sample = self._samples.longest
         self.fingerprint = self._samples.fingerprint(seed, window)
         self._capacity, self._seed, self._window = capacity, seed, window
         self._cache_path = Path(cache_path) if cache_path is not None else store.prefix.parent
@@ -155,6 +160,7 @@ class EvaluationSchedule:
     ) -> None:
         self._samples = _Fitting(store, settings, capacity, max_bad_records)
         self.num_dropped = self._samples.num_dropped
+        self.longest_sample = self._samples.longest
         self.fingerprint = self._samples.fingerprint(window)
         self._plan = plan_epoch(
             self._samples.lengths, capacity, seed=0, epoch=0, window=window, shuffle=False

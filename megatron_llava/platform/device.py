@@ -40,16 +40,27 @@ def set_up_device(device: str) -> torch.device:
     else:
         target = torch.device("cuda", local_rank())
         torch.cuda.set_device(target)
-    # Core warns a dozen times that it found neither Transformer Engine nor apex (both optional),
-    # and about its own use of torch.
+    silence_core_warnings()
+    return target
+
+
+def silence_core_warnings() -> None:
+    """Hide what core says at import about extras that are optional here, and about its own torch use.
+
+    It warns a dozen times that it found neither Transformer Engine nor apex.
+    """
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    return target
 
 
 def local_rank() -> int:
     """This process's number on its machine, as torchrun says; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def global_rank() -> int:
+    """This process's number in the job, as torchrun says; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:

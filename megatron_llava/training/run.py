@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
+from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
 from megatron_llava.data.store import Store
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.training.batches import BatchSource
@@ -53,6 +53,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     num_microbatches = config.num_microbatches(dist.get_world_size())
     store = Store(config.data.data_path)
     schedule = _training_schedule(config, settings, store)
+    _check_positions(config, schedule, store)
     validation = _validation(config, settings, num_microbatches, device)
     set_seed(config.training.seed)
     model, wrapped = build_distributed_model(config, device)
@@ -137,6 +138,18 @@ def _validation(
         window=data.packing_window,
         max_bad_records=data.max_bad_records,
     )
+    _check_positions(config, schedule, store)
     return lambda: BatchSource(
         store, settings, schedule, config, num_microbatches=num_microbatches, device=device
     )
+
+
+def _check_positions(config: RunConfig, schedule: Schedule, store: Store) -> None:
+    """Positions restart in each sample, so it is the longest sample that the model must reach."""
+    allowed = config.language.max_position_embeddings
+    if schedule.longest_sample > allowed:
+        raise ValueError(
+            f"store {store.prefix}: the longest sample has {schedule.longest_sample} positions, more "
+            f"than --max-position-embeddings {allowed}: lower the image resolution, or leave such "
+            f"samples out with --seq-length {allowed} and --max-bad-records"
+        )

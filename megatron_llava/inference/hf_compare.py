@@ -1,0 +1,107 @@
+"""The same questions asked of an exported folder with ``transformers``, as its users would ask."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.collate import collate
+from megatron_llava.inference.questions import Question
+from megatron_llava.models.llava import LlavaModel
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
+from megatron_llava.text.tokenizer import Tokenizer
+from megatron_llava.vision.token_layout import number_of_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One question.
+
+    Attributes:
+        answer: what transformers generated, decoded and trimmed.
+        max_difference: largest absolute difference of the logits over all positions of the prompt.
+    """
+
+    answer: str
+    max_difference: float
+
+
+class HFFolder:
+    """A Hugging Face LLaVA-NeXT folder with its processor.
+
+    Args:
+        folder: config, weights, tokenizer, processor and chat template.
+        device: where it computes, in float32.
+    """
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        from transformers import AutoProcessor, LlavaNextForConditionalGeneration
+
+        self.processor = AutoProcessor.from_pretrained(folder)
+        model = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model = model.eval().to(device)
+        self.device = device
+
+    def inputs(self, question: Question) -> dict[str, torch.Tensor]:
+        """What the folder's own chat template and processor make of a question."""
+        text = question.text.replace(IMAGE_PLACEHOLDER, "").strip()
+        images = [{"type": "image"}] * len(question.images)
+        message = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+        prompt = self.processor.apply_chat_template([message], add_generation_prompt=True)
+        pictures = [Image.open(io.BytesIO(d)).convert("RGB") for d in question.prompt.images or ()]
+        return self.processor(images=pictures or None, text=prompt, return_tensors="pt").to(
+            self.device
+        )
+
+    def image_token(self) -> int:
+        """The id that stands for one visual token."""
+        return int(self.model.config.image_token_index)
+
+
+@torch.no_grad()
+def compare_question(
+    question: Question,
+    model: LlavaModel,
+    settings: ImageSettings,
+    hf: HFFolder,
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+) -> Comparison:
+    """Compare token ids, the logits at every position of the prompt, and answer with transformers.
+
+    Raises:
+        ValueError: the folder's processor makes other token ids of the question than ours.
+    """
+    inputs = hf.inputs(question)
+    expected = _expanded(question, settings, hf.image_token())
+    found = inputs["input_ids"][0].tolist()
+    if found != expected:
+        raise ValueError(
+            f"{question.prompt.source}: the folder's processor makes {len(found)} tokens of the "
+            f"prompt, training made {len(expected)}, and they differ; check its chat template"
+        )
+    reference_RW = hf.model(**inputs).logits[0].float()
+    batch = collate([question.prompt], settings).to_torch(hf.device)
+    rows = torch.arange(batch.num_rows, device=hf.device)
+    logits_RW = model.logits(model.decode(batch), rows)[:, : model.vocab_size].float()
+    difference = (logits_RW - reference_RW).abs().max()
+    output = hf.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    answer = tokenizer.decode(output[0, len(found) :].tolist()).strip()
+    return Comparison(answer=answer, max_difference=float(difference))
+
+
+def _expanded(question: Question, settings: ImageSettings, image_token: int) -> Sequence[int]:
+    """Our prompt ids with the placeholder of each image repeated for its visual tokens."""
+    ids: list[int] = []
+    sizes = iter(question.prompt.image_sizes)
+    for token in question.prompt.token_ids.tolist():
+        if token == IMAGE_TOKEN_INDEX:
+            ids += [image_token] * number_of_tokens(next(sizes), settings)
+        else:
+            ids.append(token)
+    return ids
