@@ -1,27 +1,8 @@
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
+from own_process import TORCHRUN, run_python
 
 from megatron_llava.platform.device import local_rank, select_device, set_up_device, world_size
-
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def run_python(code: str, **torchrun: str) -> str:
-    """What a program prints in a process of its own, with the variables that torchrun sets."""
-    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        env={**environment, **torchrun},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize("sees_gpu", [True, False])
