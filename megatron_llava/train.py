@@ -12,6 +12,7 @@ from megatron_llava.config.cli import exit_with_error, parse_args
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
 from megatron_llava.platform.device import (
+    check_transformer_impl,
     global_rank,
     join_process_group,
     leave_process_group,
@@ -69,6 +70,7 @@ def prepare(config: RunConfig) -> RunConfig:
 
     device = select_device(config.parallel.device)
     config = config.with_values({"device": device}, config.sources.get("device", "default"))
+    check_transformer_impl(config.parallel.transformer_impl)
     config = architecture_from_checkpoint(config)
     validate(config, world_size())
     image_settings(config)

@@ -128,6 +128,12 @@ def local_layer_spec(attn_mask_type: AttnMaskType) -> ModuleSpec:
             pre_mlp_layernorm=Norm,
             mlp=ModuleSpec(module=MLP, submodules=mlp_submodules()),
             mlp_bda=get_bias_dropout_add,
+            # As in core's own local spec: a checkpoint has Transformer Engine's names, in which the
+            # norms belong to the linears after them, and loads into either implementation.
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
         ),
     )
 

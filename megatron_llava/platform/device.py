@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,15 @@ def select_device(requested: str) -> str:
     return requested
 
 
+def check_transformer_impl(transformer_impl: str) -> None:
+    """Raise ValueError where --transformer-impl names a package that is not installed."""
+    if transformer_impl == "transformer_engine" and find_spec("transformer_engine") is None:
+        raise ValueError(
+            "--transformer-impl transformer_engine: the package is not installed; pip install "
+            "'megatron-llava[te]', or use --transformer-impl local"
+        )
+
+
 def set_up_device(device: str) -> torch.device:
     """Prepare the process for "cuda" or "cpu"; before anything imports ``megatron.core``.
 
@@ -45,7 +55,7 @@ def set_up_device(device: str) -> torch.device:
 
 
 def silence_core_warnings() -> None:
-    """Hide what core says at import about extras that are optional here, and about its own torch use.
+    """Hide what core says at import about optional extras and about its own use of torch.
 
     It warns a dozen times that it found neither Transformer Engine nor apex.
     """

@@ -149,7 +149,7 @@ def _check_positions(config: RunConfig, schedule: Schedule, store: Store) -> Non
     allowed = config.language.max_position_embeddings
     if schedule.longest_sample > allowed:
         raise ValueError(
-            f"store {store.prefix}: the longest sample has {schedule.longest_sample} positions, more "
-            f"than --max-position-embeddings {allowed}: lower the image resolution, or leave such "
+            f"store {store.prefix}: the longest sample has {schedule.longest_sample} positions, "
+            f"more than --max-position-embeddings {allowed}: lower the image resolution, or leave such "
             f"samples out with --seq-length {allowed} and --max-bad-records"
         )
