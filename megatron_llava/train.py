@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -20,6 +21,8 @@ from megatron_llava.platform.device import (
     set_up_device,
     world_size,
 )
+
+_SECONDS_FOR_RANK_ZERO = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _exit(error: ValueError) -> NoReturn:
-    """One line for the whole job: every rank finds the same error, and the first one says it."""
-    if global_rank() == 0:
-        exit_with_error(str(error), "megatron_llava.train")
-    raise SystemExit(2)
+    """One line for the whole job.
+
+    Most errors are found by every rank; the first one says it at once, and torchrun then ends the
+    others while they wait here. An error that only one rank has is said after that wait.
+    """
+    rank = global_rank()
+    if rank > 0:
+        time.sleep(_SECONDS_FOR_RANK_ZERO)
+    exit_with_error(str(error), f"megatron_llava.train{f' (rank {rank})' if rank else ''}")
 
 
 def prepare(config: RunConfig) -> RunConfig:

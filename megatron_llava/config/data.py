@@ -23,4 +23,4 @@ class DataConfig:
     max_bad_records: int = flag(
         0, "Samples that may be skipped as unusable before the run stops", minimum=0
     )
-    packing_window: int = flag(4096, "Samples packed together by first-fit-decreasing", minimum=1)
+    packing_window: int = flag(4096, "Samples packed together by first-fit", minimum=1)

@@ -1,9 +1,11 @@
 """Which samples share a sequence: the packing plan of an epoch.
 
-Samples are shuffled, cut into windows, and each window is packed by first-fit-decreasing; then the
-packs are shuffled, because first-fit-decreasing makes its packs in order of length and a step
-should not see one kind only. Windows keep the work linear and cost about one partly filled pack
-each. No sample is dropped for not fitting well.
+Samples are shuffled, cut into windows, and each window is packed by first-fit: long samples first in
+decreasing order, which is what fills packs well, then the short ones as they come. Were the short
+ones sorted too, a pack would hold samples of one length, and often of one kind: losses of
+neighbouring steps were seen to differ by a factor of fifty. Then the packs are shuffled. Windows
+keep the work linear and cost about one partly filled pack each. No sample is dropped for not
+fitting well.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,10 @@ import numpy as np
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.store import Store
 from megatron_llava.vision.token_layout import number_of_tokens
+
+
+_SHORT = 8
+"""A sample is short if a pack holds this many of its length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +119,8 @@ def plan_epoch(
     num_packs = 0
     for start in range(0, len(lengths), window):
         ids = order[start : start + window]
-        ids = ids[np.argsort(-lengths[ids], kind="stable")]
+        long = np.where(lengths[ids] * _SHORT > capacity, lengths[ids], 0)
+        ids = ids[np.argsort(-long, kind="stable")]
         local = _first_fit(lengths[ids], capacity)
         by_pack = np.argsort(local, kind="stable")
         sample_ids[start : start + window] = ids[by_pack]

@@ -12,7 +12,7 @@ import numpy as np
 from megatron_llava.data.packing import PackingPlan, plan_epoch
 
 # Raise it with every change to plan_epoch that changes a plan.
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 def cached_plan(

@@ -10,10 +10,12 @@ from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.token_layout import number_of_tokens
 
 
-def first_fit_decreasing(lengths, capacity):
+def first_fit_long_ones_first(lengths, capacity):
     """The textbook loop: sample ids of each pack."""
     packs, room = [], []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    is_long = [8 * length > capacity for length in lengths]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i] * is_long[i])
+    for index in order:
         fitting = [pack for pack, left in enumerate(room) if left >= lengths[index]]
         if not fitting:
             fitting = [len(packs)]
@@ -50,12 +52,19 @@ def test_every_sample_once_and_no_pack_too_full(lengths, spare, seed, epoch, win
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(50, 120))
-def test_first_fit_decreasing_of_one_window(lengths, capacity):
+def test_first_fit_of_one_window(lengths, capacity):
     plan = plan_epoch(
         np.array(lengths, np.int64), capacity, seed=0, epoch=0, window=100, shuffle=False
     )
     packs = [plan.pack(number).tolist() for number in range(len(plan))]
-    assert packs == first_fit_decreasing(lengths, capacity)
+    assert packs == first_fit_long_ones_first(lengths, capacity)
+
+
+def test_short_samples_of_all_lengths_share_a_pack():
+    lengths = np.repeat(np.array([10, 20, 30], np.int64), 400)
+    plan = plan_epoch(lengths, 600, seed=0, epoch=0, window=4096)
+    assert all(len(set(lengths[plan.pack(number)])) == 3 for number in range(len(plan) - 1))
+    assert plan.fill_fraction(600) > 0.98
 
 
 def test_unshuffled_windows_keep_the_order_of_the_store():
