@@ -150,6 +150,6 @@ def _check_positions(config: RunConfig, schedule: Schedule, store: Store) -> Non
     if schedule.longest_sample > allowed:
         raise ValueError(
             f"store {store.prefix}: the longest sample has {schedule.longest_sample} positions, "
-            f"more than --max-position-embeddings {allowed}: lower the image resolution, or leave such "
-            f"samples out with --seq-length {allowed} and --max-bad-records"
+            f"more than --max-position-embeddings {allowed}: lower the image resolution, or leave "
+            f"such samples out with --seq-length {allowed} and --max-bad-records"
         )
