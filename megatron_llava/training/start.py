@@ -27,13 +27,13 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
     """
     checkpoint = config.checkpoint
     if checkpoint.load is not None:
-        iteration = latest_iteration(checkpoint.load)
-        if checkpoint.ckpt_step is not None:
-            iteration = checkpoint.ckpt_step
-            if not iteration_directory(checkpoint.load, iteration).is_dir():
-                raise CheckpointError(
-                    f"--ckpt-step {iteration}: {checkpoint.load} has no checkpoint of that step"
-                )
+        iteration: Iteration | None = checkpoint.ckpt_step
+        if iteration is None:
+            iteration = latest_iteration(checkpoint.load)
+        elif not iteration_directory(checkpoint.load, iteration).is_dir():
+            raise CheckpointError(
+                f"--ckpt-step {iteration}: {checkpoint.load} has no checkpoint of that step"
+            )
         if iteration is not None:
             return checkpoint.load, iteration
         if checkpoint.exit_on_missing_checkpoint:
