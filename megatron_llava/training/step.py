@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_llava.data.collate import TensorBatch
 from megatron_llava.training.optimizer import learning_rates
+
+_REMEDY = "lower --lr, lengthen the warmup, or look at the last batches with tools/inspect_data.py"
 
 
 class TrainingDiverged(ValueError):
@@ -101,21 +104,21 @@ def train_step(
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
     Raises:
-        TrainingDiverged: the loss or the gradient norm is not finite; no weight was changed by it.
+        TrainingDiverged: the loss is not finite, and no weight was changed; or the gradient norm is
+            not, and the weights are spoilt: they must not be saved.
     """
     wrapped.zero_grad_buffer()
     optimizer.zero_grad()
     total, count = run_batches(wrapped, batches, num_microbatches, rows, forward_only=False)
     loss = total / max(count, 1)
-    if not torch.isfinite(torch.tensor(loss)):
-        raise TrainingDiverged(
-            f"the loss is {loss} over {count} supervised tokens; lower --lr, lengthen the warmup, "
-            "or look at the last batches with tools/inspect_data.py"
-        )
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"the loss is {loss} over {count} supervised tokens; {_REMEDY}")
     rates = learning_rates(optimizer)
-    updated, grad_norm, _ = optimizer.step()
+    # Core computes the norm inside its step only, the same on every rank.
+    updated, norm, _ = optimizer.step()
     assert updated, "an optimizer without loss scaling never skips a step"
+    grad_norm = float(norm or 0.0)
+    if not math.isfinite(grad_norm):
+        raise TrainingDiverged(f"the gradient norm is {grad_norm} at a loss of {loss}; {_REMEDY}")
     scheduler.step(increment=1)
-    return StepResult(
-        loss=loss, loss_tokens=count, grad_norm=float(grad_norm or 0.0), learning_rates=rates
-    )
+    return StepResult(loss=loss, loss_tokens=count, grad_norm=grad_norm, learning_rates=rates)
