@@ -1,0 +1,157 @@
+"""Which checkpoint a run starts from, and the one-line errors on the way."""
+
+import pytest
+
+from megatron_llava.config.run import RunConfig
+from megatron_llava.training.start import (
+    architecture_from_checkpoint,
+    resumes,
+    starting_checkpoint,
+)
+
+
+def make_root(folder, tracker=None, *directories, layers=None):
+    """A checkpoint root with a tracker, empty checkpoint folders and an architecture."""
+    folder.mkdir()
+    if tracker is not None:
+        (folder / "latest_checkpointed_iteration.txt").write_text(tracker)
+    for name in directories:
+        (folder / name).mkdir()
+    if layers is not None:
+        (folder / "model.yaml").write_text(f"language: {{num_layers: {layers}}}\n")
+    return str(folder)
+
+
+def config_of(**values):
+    return RunConfig().with_values(values, "flag")
+
+
+def error_of(config, function=starting_checkpoint):
+    with pytest.raises(ValueError) as caught:
+        function(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has saved twice."""
+    return make_root(tmp_path / "run", "20\n", "iter_0000010", "iter_0000020", layers=2)
+
+
+@pytest.fixture
+def converted(tmp_path):
+    return make_root(tmp_path / "converted", "release", "release", layers=3)
+
+
+def test_nothing_given_is_random_weights():
+    config = config_of()
+    assert starting_checkpoint(config) is None
+    assert not resumes(config, None)
+    assert architecture_from_checkpoint(config) is config
+
+
+def test_load_comes_before_the_pretrained_weights(run, converted):
+    config = config_of(load=run, pretrained_checkpoint=converted)
+    start = starting_checkpoint(config)
+    assert start == (run, 20)
+    assert resumes(config, start)
+    assert architecture_from_checkpoint(config).language.num_layers == 2
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_pretrained_weights_are_read_until_load_holds_a_checkpoint(tmp_path, converted, exists):
+    folder = tmp_path / "new"
+    if exists:
+        folder.mkdir()
+    config = config_of(load=str(folder), pretrained_checkpoint=converted)
+    start = starting_checkpoint(config)
+    assert start == (converted, "release")
+    assert not resumes(config, start)
+    filled = architecture_from_checkpoint(config)
+    assert filled.language.num_layers == 3
+    assert filled.sources["num_layers"] == "checkpoint"
+
+
+def test_a_load_without_a_checkpoint_is_random_weights(tmp_path):
+    assert starting_checkpoint(config_of(load=str(tmp_path))) is None
+
+
+def test_a_run_as_pretrained_weights_is_not_resumed(run):
+    config = config_of(pretrained_checkpoint=run)
+    start = starting_checkpoint(config)
+    assert start == (run, 20)
+    assert not resumes(config, start)
+
+
+def test_converted_weights_in_load_start_at_step_0(converted):
+    config = config_of(load=converted)
+    start = starting_checkpoint(config)
+    assert start == (converted, "release")
+    assert not resumes(config, start)
+
+
+def test_finetune_starts_at_step_0(run):
+    config = config_of(load=run, finetune=True)
+    start = starting_checkpoint(config)
+    assert start == (run, 20)
+    assert not resumes(config, start)
+
+
+def test_ckpt_step_chooses_an_earlier_one(run):
+    config = config_of(load=run, ckpt_step=10)
+    start = starting_checkpoint(config)
+    assert start == (run, 10)
+    assert resumes(config, start)
+
+
+def test_a_missing_ckpt_step_is_an_error_even_with_pretrained_weights(run, converted):
+    config = config_of(load=run, ckpt_step=15, pretrained_checkpoint=converted)
+    message = error_of(config)
+    assert "--ckpt-step 15" in message and run in message
+
+
+def test_exit_on_missing_checkpoint(tmp_path, run):
+    message = error_of(config_of(load=str(tmp_path), exit_on_missing_checkpoint=True))
+    assert f"--load {tmp_path}" in message and "--exit-on-missing-checkpoint" in message
+    config = config_of(load=run, exit_on_missing_checkpoint=True)
+    assert starting_checkpoint(config) == (run, 20)
+
+
+def test_pretrained_weights_must_exist(tmp_path):
+    message = error_of(config_of(pretrained_checkpoint=str(tmp_path / "typo")))
+    assert f"--pretrained-checkpoint {tmp_path / 'typo'}" in message
+    assert "convert_checkpoint.py" in message
+
+
+@pytest.mark.parametrize("text", ["", "latest", "-5", "1.5", "10 20"])
+@pytest.mark.parametrize("flag", ["load", "pretrained_checkpoint"])
+def test_a_tracker_that_is_no_number_is_named_with_its_text(tmp_path, flag, text):
+    root = make_root(tmp_path / "root", text)
+    message = error_of(config_of(**{flag: root}))
+    assert f"{root}/latest_checkpointed_iteration.txt" in message
+    assert repr(text) in message and "'release'" in message
+
+
+@pytest.mark.parametrize("text", ["30", "release"])
+def test_a_tracker_that_names_a_missing_folder_is_an_error(tmp_path, text):
+    root = make_root(tmp_path / "root", text, "iter_0000010")
+    message = error_of(config_of(load=root))
+    assert f"{root}/latest_checkpointed_iteration.txt names {text}" in message
+
+
+def test_an_older_step_can_be_read_where_the_tracker_names_a_missing_folder(tmp_path):
+    root = make_root(tmp_path / "root", "30", "iter_0000010")
+    assert starting_checkpoint(config_of(load=root, ckpt_step=10)) == (root, 10)
+
+
+def test_a_flag_that_contradicts_the_weights_is_an_error(run):
+    message = error_of(config_of(load=run, num_layers=4), architecture_from_checkpoint)
+    assert "--num-layers 4" in message and "num_layers 2" in message
+    assert f"{run}/model.yaml" in message
+
+
+def test_a_checkpoint_without_its_architecture_is_an_error(tmp_path):
+    root = make_root(tmp_path / "root", "10", "iter_0000010")
+    message = error_of(config_of(load=root), architecture_from_checkpoint)
+    assert f"{root}/model.yaml" in message

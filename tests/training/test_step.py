@@ -1,0 +1,108 @@
+"""One optimizer step: what it reports, and how it ends when the numbers are no numbers."""
+
+import pytest
+import torch
+from tiny_model import pack, tiny_config, tiny_sample
+
+pytestmark = pytest.mark.usefixtures("single_rank")
+
+PLACES = [
+    "language_model.embedding.word_embeddings.weight",
+    "vision_projection.encoder.linear_fc1.weight",
+    "image_newline",
+]
+
+
+def without_labels(*samples):
+    """The samples as a pack in which no position has a loss."""
+    for sample in samples:
+        sample.label_mask[:] = 0
+    return pack(tiny_config(), samples)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    config = tiny_config()
+    return [
+        pack(config, [tiny_sample([(90, 80)], 9, 1), tiny_sample([], 5, 2)]),
+        pack(config, [tiny_sample([], 30, 3)]),
+    ]
+
+
+def test_the_loss_is_the_mean_over_all_supervised_tokens(make_parts, batches):
+    parts = make_parts()
+    with torch.no_grad():
+        losses = torch.cat([parts.model(batch) for batch in batches]).double()
+    result = parts.step(*batches)
+    assert result.loss_tokens == losses.numel() == sum(b.loss_rows.numel() for b in batches)
+    # A mean of the two packs' means would be another number.
+    assert result.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+def test_the_gradient_norm_is_that_before_clipping(make_parts, batches):
+    parts = make_parts(clip_grad=1e-3)
+    count = sum(batch.loss_rows.numel() for batch in batches)
+    losses = torch.cat([parts.model(batch) for batch in batches])
+    parameters = dict(parts.model.named_parameters())
+    gradients = torch.autograd.grad(losses.sum() / count, list(parameters.values()))
+    expected = torch.cat([g.double().flatten() for g in gradients]).norm()
+    result = parts.step(*batches)
+    assert result.grad_norm == pytest.approx(float(expected), rel=1e-4)
+    assert result.grad_norm > 1e-3
+
+
+def test_the_rate_reported_is_the_one_that_was_used(make_parts, batches):
+    parts = make_parts(lr_warmup_iters=2)
+    before = parts.weights()
+    assert parts.step(*batches).learning_rates == {"lr": 0.0}
+    assert all(torch.equal(before[name], w) for name, w in parts.weights().items())
+    assert parts.step(*batches).learning_rates == {"lr": pytest.approx(5e-4)}
+
+
+def test_a_pack_without_loss_rows_gives_nothing(make_parts):
+    parts = make_parts(weight_decay=0.0)
+    before = parts.weights()
+    result = parts.step(without_labels(tiny_sample([(40, 20)], 6, 5)))
+    assert (result.loss, result.loss_tokens, result.grad_norm) == (0.0, 0, 0.0)
+    assert all(torch.equal(before[name], w) for name, w in parts.weights().items())
+
+
+def test_a_pack_without_loss_rows_changes_nothing_beside_another(make_parts, batches):
+    alone, beside = make_parts(), make_parts()
+    empty = without_labels(tiny_sample([(40, 20)], 6, 5))
+    expected, found = alone.step(batches[0]), beside.step(batches[0], empty)
+    assert found.loss == expected.loss and found.loss_tokens == expected.loss_tokens
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_weights_that_are_no_numbers_stop_the_run(make_parts, batches, place):
+    from megatron_llava.training.step import TrainingDiverged
+
+    parts = make_parts()
+    parts.step(batches[0])
+    dict(parts.model.named_parameters())[place].data.fill_(float("nan"))
+    before, steps = parts.weights(), parts.scheduler.num_steps
+    with pytest.raises(TrainingDiverged) as caught:
+        parts.step(batches[0])
+    message = str(caught.value)
+    assert message.startswith(f"the loss is nan over {batches[0].loss_rows.numel()} supervised")
+    assert "--lr" in message and "\n" not in message
+    for name, weight in parts.weights().items():
+        assert torch.equal(before[name].nan_to_num(7.0), weight.nan_to_num(7.0)), name
+    assert parts.scheduler.num_steps == steps
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_stops_the_run(make_parts, batches, value, clip_grad):
+    from megatron_llava.training.step import TrainingDiverged
+
+    parts = make_parts(clip_grad=clip_grad)
+    newline = parts.model.image_newline
+    newline.register_hook(lambda gradient: torch.full_like(gradient, value))
+    with pytest.raises(TrainingDiverged) as caught:
+        parts.step(batches[0])
+    message = str(caught.value)
+    assert message.startswith(f"the gradient norm is {value} at a loss of ")
+    assert "--lr" in message and "\n" not in message
