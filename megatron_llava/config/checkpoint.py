@@ -33,6 +33,11 @@ class CheckpointConfig:
     exit_on_missing_checkpoint: bool = flag(
         False, "Stop where --load holds no checkpoint, instead of starting at step 0"
     )
+    dist_ckpt_optim_fully_reshardable: bool = flag(
+        False,
+        "Save the distributed optimizer so that it resumes at any layout, "
+        "not only at another data-parallel size; gathers it while saving",
+    )
     ckpt_format: Literal["torch_dist"] = flag(
         "torch_dist", "Format of checkpoints; they load at any parallel layout"
     )

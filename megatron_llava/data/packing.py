@@ -16,7 +16,6 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.store import Store
 from megatron_llava.vision.token_layout import number_of_tokens
 
-
 _SHORT = 8
 """A sample is short if a pack holds this many of its length."""
 

@@ -64,7 +64,11 @@ def generate(
         max_new_tokens: an answer that has not ended by then is cut there.
         stop_token_ids: tokens that end an answer.
         rows_per_pack: positions that share a forward pass; a longer prompt gets one of its own.
+
+    Raises:
+        ValueError: one line naming the prompt, for an image that cannot be used.
     """
+    assert max_new_tokens >= 1
     assert model.pre_process and model.post_process, "generation runs on one pipeline stage"
     model.eval()
     for pack in _packs(prompts, settings, rows_per_pack, max_new_tokens):
@@ -78,11 +82,7 @@ def _packs(
     pack: list[Sample] = []
     rows = 0
     for prompt in prompts:
-        single_view = len(prompt.image_sizes) > 1
-        visual = sum(
-            number_of_tokens(size, settings, single_view=single_view) for size in prompt.image_sizes
-        )
-        needed = len(prompt.token_ids) - len(prompt.image_sizes) + visual + max_new_tokens
+        needed = _rows(prompt, settings) + max_new_tokens
         if pack and rows + needed > rows_per_pack:
             yield pack
             pack, rows = [], 0
@@ -90,6 +90,17 @@ def _packs(
         rows += needed
     if pack:
         yield pack
+
+
+def _rows(prompt: Sample, settings: ImageSettings) -> int:
+    """Positions of a prompt with its images expanded."""
+    sizes = prompt.image_sizes
+    single_view = len(sizes) > 1
+    try:
+        visual = sum(number_of_tokens(size, settings, single_view=single_view) for size in sizes)
+    except ValueError as error:
+        raise ValueError(f"{prompt.source}: {error}") from None
+    return len(prompt.token_ids) - len(sizes) + visual
 
 
 def _generate_pack(

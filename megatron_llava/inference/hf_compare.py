@@ -37,26 +37,45 @@ class HFFolder:
     Args:
         folder: config, weights, tokenizer, processor and chat template.
         device: where it computes, in float32.
+
+    Raises:
+        ValueError: one line naming the folder, where transformers cannot read it.
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
         from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
-        self.processor = AutoProcessor.from_pretrained(folder)
-        model = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        try:
+            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            model = LlavaNextForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True
+            )
+        # transformers raises many kinds for a folder that it cannot use.
+        except Exception as error:
+            first_line = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{folder}: transformers cannot read it as a LLaVA-NeXT folder: {first_line}"
+            ) from error
+        if self.processor.chat_template is None:
+            raise ValueError(f"{folder}: has no chat template to ask a question with")
         self.model = model.eval().to(device)
         self.device = device
 
     def inputs(self, question: Question) -> dict[str, torch.Tensor]:
         """What the folder's own chat template and processor make of a question."""
         text = question.text.replace(IMAGE_PLACEHOLDER, "").strip()
-        images = [{"type": "image"}] * len(question.images)
-        message = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
-        prompt = self.processor.apply_chat_template([message], add_generation_prompt=True)
         pictures = [Image.open(io.BytesIO(d)).convert("RGB") for d in question.prompt.images or ()]
-        return self.processor(images=pictures or None, text=prompt, return_tensors="pt").to(
-            self.device
+        images = [{"type": "image", "image": picture} for picture in pictures]
+        message = {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+        # In one call, which knows whether the template has written the first token already.
+        inputs = self.processor.apply_chat_template(
+            [message],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
+        return inputs.to(self.device)
 
     def image_token(self) -> int:
         """The id that stands for one visual token."""
@@ -75,8 +94,14 @@ def compare_question(
     """Compare token ids, the logits at every position of the prompt, and answer with transformers.
 
     Raises:
-        ValueError: the folder's processor makes other token ids of the question than ours.
+        ValueError: the folder's processor makes other token ids of the question than ours, or the
+            question has several images, which transformers lays out otherwise.
     """
+    if len(question.images) > 1:
+        raise ValueError(
+            f"{question.prompt.source}: has {len(question.images)} images; training takes one view "
+            "of each and transformers takes tiles, so there is nothing to compare"
+        )
     inputs = hf.inputs(question)
     expected = _expanded(question, settings, hf.image_token())
     found = inputs["input_ids"][0].tolist()

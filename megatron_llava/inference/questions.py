@@ -56,10 +56,13 @@ def read_questions(
         record = parse_record(raw, source)
         kind = (json.loads(raw) if isinstance(raw, (str, bytes)) else raw).get("kind", "question")
         human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
-        if human is None or human + 1 >= len(record.turns):
+        if human is None or [turn.role for turn in record.turns[human + 1 : human + 2]] != ["gpt"]:
             raise ValueError(f"{source}: no question with an answer after it")
         images = [_image(Path(image_folder) / name, source, blank_images) for name in record.images]
-        sizes = [image_size(data, source) for data in images]
+        sizes = [
+            image_size(data, f"{source}: {name}")
+            for data, name in zip(images, record.images, strict=True)
+        ]
         token_ids = encode_prompt(
             record.turns[: human + 1], len(images), tokenizer, template, source
         )
@@ -85,5 +88,5 @@ def _image(path: Path, source: str, blank: bool) -> bytes:
     if not blank:
         return data
     encoded = io.BytesIO()
-    Image.new("RGB", image_size(data, str(path)), (128, 128, 128)).save(encoded, "PNG")
+    Image.new("RGB", image_size(data, f"{source}: {path}"), (128, 128, 128)).save(encoded, "PNG")
     return encoded.getvalue()

@@ -32,6 +32,7 @@ class TrainingState:
     model: LlavaModel
     optimizer: MegatronOptimizer | None
     scheduler: OptimizerParamScheduler | None
+    distributed_optimizer: bool
     iteration: int
     consumed_packs: int
     data_fingerprint: str
@@ -48,7 +49,12 @@ def layout() -> dict[str, int]:
 
 
 def save_training_state(
-    root: str, state: TrainingState, *, with_optimizer: bool, checkpoint_format: str
+    root: str,
+    state: TrainingState,
+    *,
+    with_optimizer: bool,
+    fully_reshardable: bool,
+    checkpoint_format: str,
 ) -> None:
     """Write ``iter_<iteration>`` under ``root`` on all ranks together.
 
@@ -66,8 +72,10 @@ def save_training_state(
     }
     if with_optimizer:
         assert state.optimizer is not None and state.scheduler is not None
+        sharding = "fully_reshardable" if fully_reshardable else "dp_reshardable"
+        content["optimizer_sharding"] = sharding
         content["optimizer"] = state.optimizer.sharded_state_dict(
-            content["model"], is_loading=False, metadata=_optimizer_metadata()
+            content["model"], is_loading=False, metadata=_optimizer_metadata(sharding)
         )
         content["opt_param_scheduler"] = state.scheduler.state_dict()
     save_sharded(root, state.iteration, content, checkpoint_format)
@@ -104,13 +112,15 @@ def load_training_state(
     same_layout = common["layout"] == layout()
     remarks = []
     if with_optimizer:
-        _check_optimizer(root, iteration, common, state.optimizer)
+        _check_optimizer(root, iteration, common, state.distributed_optimizer)
     content: dict[str, Any] = {"model": state.model.sharded_state_dict()}
     if with_optimizer and state.optimizer is not None:
         _allocate_adam_state(state.optimizer)
         with torch.no_grad():
             content["optimizer"] = state.optimizer.sharded_state_dict(
-                content["model"], is_loading=True, metadata=_optimizer_metadata()
+                content["model"],
+                is_loading=True,
+                metadata=_optimizer_metadata(common["optimizer_sharding"]),
             )
     if with_rng and same_layout:
         content["rng_state"] = _sharded_rng_state()
@@ -121,9 +131,7 @@ def load_training_state(
     loaded = load_sharded(root, iteration, content, strict=False)
     state.model.load_state_dict(loaded["model"], strict=True)
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
-        with torch.no_grad():
-            state.optimizer.load_state_dict(loaded["optimizer"])
-        _restore_step_counts(state.optimizer)
+        _load_optimizer(state.optimizer, loaded["optimizer"])
         state.scheduler.load_state_dict(common["opt_param_scheduler"])
     if "rng_state" in content:
         _restore_rng_state(loaded["rng_state"])
@@ -145,20 +153,18 @@ def copy_side_files(source: str | None, root: str) -> None:
             shutil.copy2(origin, target)
 
 
-def _check_optimizer(
-    root: str, iteration: int, common: dict[str, Any], optimizer: MegatronOptimizer | None
-) -> None:
+def _check_optimizer(root: str, iteration: int, common: dict[str, Any], distributed: bool) -> None:
     if not common["has_optimizer"]:
         raise CheckpointError(
             f"{root}: step {iteration} was saved without optimizer state; use --no-load-optim"
         )
-    assert optimizer is not None
     saved, now = common["layout"], layout()
-    if any(saved[key] != now[key] for key in ("tensor", "pipeline")):
+    same = all(saved[key] == now[key] for key in ("tensor", "pipeline"))
+    if not same and distributed and common["optimizer_sharding"] == "dp_reshardable":
         raise CheckpointError(
-            f"{root}: optimizer state was saved at tensor x pipeline {saved['tensor']} x "
-            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; "
-            "resume at that layout, or use --no-load-optim"
+            f"{root}: the distributed optimizer was saved at tensor x pipeline {saved['tensor']} x "
+            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; resume "
+            "at that layout, save with --dist-ckpt-optim-fully-reshardable, or use --no-load-optim"
         )
 
 
@@ -180,6 +186,24 @@ def _allocate_adam_state(optimizer: MegatronOptimizer) -> None:
                 }
 
 
+@torch.no_grad()
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Load core's optimizer with torch's Adam inside, whose step count core does not handle."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
+    moments = []
+    for content in contents:
+        reshardable = content.get("param_state_sharding_type") == "fully_reshardable"
+        moments.append(content.pop("param_state") if reshardable else None)
+    optimizer.load_state_dict(loaded)
+    for part, moment in zip(parts, moments, strict=True):
+        if moment is not None:
+            for adam_state in part.optimizer.state.values():
+                adam_state.pop("step", None)
+            part.load_parameter_state_from_fully_reshardable(moment)
+    _restore_step_counts(optimizer)
+
+
 def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
     """Give every state its own tensor with the saved count.
 
@@ -189,13 +213,14 @@ def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
     for adam in _adams(optimizer):
         for group in adam.param_groups:
             for state in (adam.state[parameter] for parameter in group["params"]):
-                state["step"] = torch.tensor(float(group.get("step", state["step"])))
+                count = group["step"] if "step" in group else state["step"]
+                state["step"] = torch.tensor(float(count))
 
 
-def _optimizer_metadata() -> dict[str, Any]:
+def _optimizer_metadata(sharding: str) -> dict[str, Any]:
     """How core lays out the optimizer state; its own default refuses the distributed optimizer."""
     return {
-        "distrib_optim_sharding_type": "dp_reshardable",
+        "distrib_optim_sharding_type": sharding,
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }

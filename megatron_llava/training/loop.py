@@ -129,6 +129,7 @@ class Trainer:
             model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
+            distributed_optimizer=self.config.parallel.use_distributed_optimizer,
             iteration=self.iteration,
             consumed_packs=self.source.consumed_packs,
             data_fingerprint=self.source.schedule.fingerprint,
@@ -138,6 +139,7 @@ class Trainer:
                 root,
                 state,
                 with_optimizer=not self.config.checkpoint.no_save_optim,
+                fully_reshardable=self.config.checkpoint.dist_ckpt_optim_fully_reshardable,
                 checkpoint_format=self.config.checkpoint.ckpt_format,
             )
         self.saved_at = self.iteration

@@ -75,6 +75,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
+        distributed_optimizer=config.parallel.use_distributed_optimizer,
         iteration=0,
         consumed_packs=0,
         data_fingerprint=schedule.fingerprint,

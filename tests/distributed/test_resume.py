@@ -97,3 +97,36 @@ def test_other_data_is_refused(pool, setup, tmp_path):
     new = [flag for flag in changed if not flag.startswith("--pretrained-checkpoint")]
     finetuned = pool.run(train, [*new, "--finetune", f"--save={tmp_path / 'new'}"])
     assert finetuned[0]["steps"][0]["iteration"] == 1
+
+
+LAYOUTS = {
+    "tp2": (2, ["--tensor-model-parallel-size=2", "--sequence-parallel"]),
+    "pp2": (2, ["--pipeline-model-parallel-size=2"]),
+    "one": (1, []),
+    "dp2": (2, []),
+}
+RESHARDABLE = ["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable"]
+
+
+@pytest.mark.parametrize("optimizer", [[], RESHARDABLE], ids=["replicated", "distributed"])
+@pytest.mark.parametrize("pair", ["tp2-pp2", "pp2-dp2", "dp2-tp2", "one-tp2"])
+def test_a_run_goes_on_at_another_layout(pool, setup, tmp_path, pair, optimizer):
+    before, after = (LAYOUTS[name] for name in pair.split("-"))
+    arguments = setup.arguments(*optimizer, *MODULE_RATES, steps=20)
+    continuous = pool.run(train, arguments)[0]["steps"]
+    first = [*arguments, *before[1], *saving(tmp_path, "--exit-interval=10")]
+    pool.run(train, first, world_size=before[0])
+    second = [*arguments, *after[1], *saving(tmp_path)]
+    resumed = pool.run(train, second, world_size=after[0])[0]["steps"]
+    for step, expected in zip(resumed, continuous[10:], strict=True):
+        assert step["lm loss"] == pytest.approx(expected["lm loss"], rel=1e-3)
+        assert step["grad norm"] == pytest.approx(expected["grad norm"], rel=1e-2)
+        assert step["lr x5"] == expected["lr x5"]
+
+
+def test_a_layout_that_the_optimizer_cannot_be_read_at_is_refused(pool, setup, tmp_path):
+    arguments = setup.arguments("--use-distributed-optimizer", steps=20)
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    other = [*arguments, *saving(tmp_path), "--tensor-model-parallel-size=2"]
+    with pytest.raises(AssertionError, match="1 x 1 and cannot be read at 2 x 1.*fully-reshard"):
+        pool.run(train, other, world_size=2)
