@@ -1,8 +1,8 @@
 """Which samples share a sequence: the packing plan of an epoch.
 
-Samples are shuffled, cut into windows, and each window is packed by first-fit: long samples first in
-decreasing order, which is what fills packs well, then the short ones as they come. Were the short
-ones sorted too, a pack would hold samples of one length, and often of one kind: losses of
+Samples are shuffled, cut into windows, and each window is packed by first-fit: long samples first
+in decreasing order, which is what fills packs well, then the short ones as they come. Were the
+short ones sorted too, a pack would hold samples of one length, and often of one kind: losses of
 neighbouring steps were seen to differ by a factor of fifty. Then the packs are shuffled. Windows
 keep the work linear and cost about one partly filled pack each. No sample is dropped for not
 fitting well.

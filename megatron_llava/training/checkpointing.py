@@ -162,9 +162,9 @@ def _check_optimizer(root: str, iteration: int, common: dict[str, Any], distribu
     same = all(saved[key] == now[key] for key in ("tensor", "pipeline"))
     if not same and distributed and common["optimizer_sharding"] == "dp_reshardable":
         raise CheckpointError(
-            f"{root}: the distributed optimizer was saved at tensor x pipeline {saved['tensor']} x "
-            f"{saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; resume "
-            "at that layout, save with --dist-ckpt-optim-fully-reshardable, or use --no-load-optim"
+            f"{root}: the distributed optimizer was saved at tensor x pipeline {saved['tensor']} "
+            f"x {saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; "
+            "resume at that layout, save with --dist-ckpt-optim-fully-reshardable, or use --no-load-optim"
         )
 
 
