@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,6 +34,9 @@ class Reporter:
         tensorboard_dir: folder for event files.
         progress_bar: show a bar where standard error is a terminal.
         stream: where log lines go.
+
+    Raises:
+        ValueError: one line naming the flag whose file cannot be written.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class Reporter:
         if not active:
             return
         if log_file is not None:
-            Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(log_file, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+            with _naming(f"--log-file {log_file}"):
+                Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(log_file, "a", encoding="utf-8")  # noqa: SIM115 - see close()
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(tensorboard_dir)
+            with _naming(f"--tensorboard-dir {tensorboard_dir}"):
+                self._board = SummaryWriter(tensorboard_dir)
         if progress_bar and sys.stderr.isatty():
             self._bar = tqdm(total=train_iters, unit="step", dynamic_ncols=True)
 
@@ -132,11 +139,21 @@ class Reporter:
                     self._board.add_scalar(f"{group}/{name}", value, iteration)
 
 
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Make an error of the operating system a user error that names the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{flag}: cannot write there: {error.strerror}") from None
+
+
 def _short(value: float) -> str:
     """A number in about five characters."""
-    if value == 0 or 1e-2 <= abs(value) < 1e4:
+    # From 9999.5 on, four digits would be written as 1e+04.
+    if value == 0 or 1e-2 <= abs(value) < 9999.5:
         return f"{value:.4g}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1 else f"{value:.2e}"
 
 
 def _clock(seconds: float) -> str:
