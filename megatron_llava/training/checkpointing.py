@@ -164,7 +164,8 @@ def _check_optimizer(root: str, iteration: int, common: dict[str, Any], distribu
         raise CheckpointError(
             f"{root}: the distributed optimizer was saved at tensor x pipeline {saved['tensor']} "
             f"x {saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; "
-            "resume at that layout, save with --dist-ckpt-optim-fully-reshardable, or use --no-load-optim"
+            "resume at that layout, save with --dist-ckpt-optim-fully-reshardable, or use "
+            "--no-load-optim"
         )
 
 
