@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import NoReturn
-
-import torch.distributed as dist
 
 from megatron_llava.config.cli import exit_with_error, parse_args
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
-from megatron_llava.platform.device import (
-    check_transformer_impl,
-    global_rank,
-    join_process_group,
-    leave_process_group,
-    select_device,
-    set_up_device,
-    world_size,
-)
+from megatron_llava.platform.torchrun import global_rank, world_size
 
 _SECONDS_FOR_RANK_ZERO = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says; user errors end in one line and exit code 2."""
-    config = parse_args(argv, prog="megatron_llava.train")
+    with _on_first_rank_only():
+        config = parse_args(argv, prog="megatron_llava.train")
     try:
         config = prepare(config)
     except ValueError as error:
         _exit(error)
+    from megatron_llava.platform.device import (
+        join_process_group,
+        leave_process_group,
+        set_up_device,
+    )
+
     device = set_up_device(config.parallel.device)
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.observe.metrics import Reporter
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         join_process_group(config.parallel.device, config.parallel.distributed_timeout_minutes)
         logging = config.logging
         reporter = Reporter(
-            active=dist.get_rank() == 0,
+            active=global_rank() == 0,
             train_iters=config.training.train_iters,
             log_file=logging.log_file,
             tensorboard_dir=logging.tensorboard_dir,
@@ -53,6 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(error)
     finally:
         leave_process_group()
+
+
+@contextmanager
+def _on_first_rank_only() -> Iterator[None]:
+    """Let one rank say what all of them would: the help, the settings, an error of the flags."""
+    if global_rank() == 0:
+        yield
+        return
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
 
 
 def _exit(error: ValueError) -> NoReturn:
@@ -73,7 +82,9 @@ def prepare(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: one line naming the flags and numbers; nothing has been started or written.
     """
-    from megatron_llava.training.start import architecture_from_checkpoint
+    # With torch imported above, --help and a wrong flag would take seconds.
+    from megatron_llava.platform.device import check_transformer_impl, select_device
+    from megatron_llava.training.start import architecture_from_checkpoint, check_save_folder
     from megatron_llava.vision.settings import image_settings
 
     device = select_device(config.parallel.device)
@@ -81,6 +92,7 @@ def prepare(config: RunConfig) -> RunConfig:
     check_transformer_impl(config.parallel.transformer_impl)
     config = architecture_from_checkpoint(config)
     validate(config, world_size())
+    check_save_folder(config)
     image_settings(config)
     return config
 

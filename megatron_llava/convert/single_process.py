@@ -13,8 +13,8 @@ from megatron_llava.platform.device import (
     join_process_group,
     leave_process_group,
     set_up_device,
-    world_size,
 )
+from megatron_llava.platform.torchrun import world_size
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_llava.platform import cpu
+from megatron_llava.platform.torchrun import local_rank
 
 
 def select_device(requested: str) -> str:
@@ -61,21 +62,6 @@ def silence_core_warnings() -> None:
     """
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-
-def local_rank() -> int:
-    """This process's number on its machine, as torchrun says; 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def global_rank() -> int:
-    """This process's number in the job, as torchrun says; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_process_group(device: str, timeout_minutes: float) -> None:

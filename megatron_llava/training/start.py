@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from megatron_llava.config.model_yaml import fill_model_from
@@ -50,6 +51,18 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
             )
         return checkpoint.pretrained_checkpoint, iteration
     return None
+
+
+def check_save_folder(config: RunConfig) -> None:
+    """Raise CheckpointError where --save cannot be made or written: now, not at the first save."""
+    root = config.checkpoint.save
+    if root is None:
+        return
+    existing = Path(root).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise CheckpointError(f"--save {root}: {existing} is not a folder that can be written to")
 
 
 def resumes(config: RunConfig, start: tuple[str, Iteration] | None) -> bool:

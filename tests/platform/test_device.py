@@ -2,7 +2,8 @@ import pytest
 import torch
 from own_process import TORCHRUN, run_python
 
-from megatron_llava.platform.device import local_rank, select_device, set_up_device, world_size
+from megatron_llava.platform.device import select_device, set_up_device
+from megatron_llava.platform.torchrun import global_rank, local_rank, world_size
 
 
 @pytest.mark.parametrize("sees_gpu", [True, False])
@@ -26,10 +27,11 @@ def test_cuda_without_a_gpu_is_one_line(monkeypatch):
 def test_ranks_are_those_of_torchrun(monkeypatch):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    assert (local_rank(), world_size()) == (0, 1)
+    assert (local_rank(), global_rank(), world_size()) == (0, 0, 1)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("RANK", "7")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert (local_rank(), world_size()) == (3, 8)
+    assert (local_rank(), global_rank(), world_size()) == (3, 7, 8)
 
 
 def test_the_cpu_platform_is_set_up_again_without_harm(cpu_platform):

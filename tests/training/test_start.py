@@ -5,6 +5,7 @@ import pytest
 from megatron_llava.config.run import RunConfig
 from megatron_llava.training.start import (
     architecture_from_checkpoint,
+    check_save_folder,
     resumes,
     starting_checkpoint,
 )
@@ -155,3 +156,17 @@ def test_a_checkpoint_without_its_architecture_is_an_error(tmp_path):
     root = make_root(tmp_path / "root", "10", "iter_0000010")
     message = error_of(config_of(load=root), architecture_from_checkpoint)
     assert f"{root}/model.yaml" in message
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_to_save_in_that_cannot_be_made_is_an_error_before_the_run(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    message = error_of(config_of(save=str(tmp_path / place)), check_save_folder)
+    assert f"--save {tmp_path / place}: " in message and f"{tmp_path / 'file'} is not" in message
+
+
+def test_a_folder_to_save_in_is_not_made_by_the_check(tmp_path):
+    check_save_folder(config_of())
+    check_save_folder(config_of(save=str(tmp_path)))
+    check_save_folder(config_of(save=str(tmp_path / "new" / "run")))
+    assert list(tmp_path.iterdir()) == []
