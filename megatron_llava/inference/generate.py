@@ -66,13 +66,24 @@ def generate(
         rows_per_pack: positions that share a forward pass; a longer prompt gets one of its own.
 
     Raises:
-        ValueError: one line naming the prompt, for an image that cannot be used.
+        ValueError: one line naming the prompt, for a token or an image that cannot be used.
     """
     assert max_new_tokens >= 1
     assert model.pre_process and model.post_process, "generation runs on one pipeline stage"
+    for prompt in prompts:
+        _check_tokens(prompt, model.vocab_size)
     model.eval()
     for pack in _packs(prompts, settings, rows_per_pack, max_new_tokens):
         yield from _generate_pack(model, pack, settings, max_new_tokens, set(stop_token_ids))
+
+
+def _check_tokens(prompt: Sample, vocab_size: int) -> None:
+    largest = int(prompt.token_ids.max())
+    if largest >= vocab_size:
+        raise ValueError(
+            f"{prompt.source}: token {largest} is beyond the model's vocabulary of {vocab_size}: "
+            "use the tokenizer of the model"
+        )
 
 
 def _packs(

@@ -48,6 +48,7 @@ class BatchSource:
         device: torch.device,
     ) -> None:
         self.settings, self.device, self.schedule = settings, device, schedule
+        self._store_prefix, self._vocab_size = store.prefix, config.language.vocab_size
         self.num_microbatches = num_microbatches
         self.rank = parallel_state.get_data_parallel_rank()
         self.size = parallel_state.get_data_parallel_world_size()
@@ -97,11 +98,21 @@ class BatchSource:
 
         Args:
             rows: what ``step_rows`` said.
+
+        Raises:
+            ValueError: one line naming the sample or the store, for an image or a token that the
+                model cannot take.
         """
         for _ in range(self.num_microbatches):
             started = time.perf_counter()
             packed = next(self._batches)
             self.data_seconds += time.perf_counter() - started
+            largest = int(packed.token_ids.max(initial=0))
+            if largest >= self._vocab_size:
+                raise ValueError(
+                    f"store {self._store_prefix}: token {largest} is beyond --vocab-size "
+                    f"{self._vocab_size}: preprocess again with the tokenizer of the model"
+                )
             if self._same_length:
                 packed = pad_batch(packed, rows)
             yield self._share_tiles(packed.to_torch(self.device), packed.num_views)

@@ -146,6 +146,18 @@ def test_an_image_that_leaves_no_patch_is_one_line_that_names_the_record(pair, m
     assert "\n" not in str(caught.value)
 
 
+def test_a_token_that_the_model_lacks_is_one_line_that_names_the_record(pair, questions):
+    prompt = questions[1].prompt
+    ids = prompt.token_ids.copy()
+    ids[-1] = 300
+    question = replace(questions[1], prompt=replace(prompt, token_ids=ids))
+    with pytest.raises(ValueError) as caught:
+        generate(pair, [questions[0], question])
+    message = str(caught.value)
+    assert "record 1 (id=q1): token 300" in message and "vocabulary of 300" in message
+    assert "\n" not in message
+
+
 def test_the_model_is_left_as_it_was(pair, questions):
     before = {name: p.detach().clone() for name, p in pair.model.named_parameters()}
     generate(pair, questions[:2])
