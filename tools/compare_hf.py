@@ -30,6 +30,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_answers(path: str) -> list[str]:
+    """The answers that tools/evaluate.py wrote; ValueError where it did not."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["answer"] for line in lines]
+    except OSError as error:
+        raise ValueError(f"--answers {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--answers {path}: not what tools/evaluate.py writes") from None
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Compare every question; ValueError where an answer or a logit differs."""
     device = set_up_device(select_device(arguments.device))
@@ -44,8 +55,7 @@ def compare(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(Path(arguments.load) / "hf")
     template = get_template(arguments.conversation_template)
     questions = read_questions(arguments.input, arguments.image_folder, tokenizer, template)
-    lines = Path(arguments.answers).read_text(encoding="utf-8").splitlines()
-    answers = [json.loads(line)["answer"] for line in lines]
+    answers = read_answers(arguments.answers)
     if len(answers) != len(questions):
         raise ValueError(
             f"--answers {arguments.answers} has {len(answers)} answers, --input {len(questions)} "

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from megatron_llava.config.cli import exit_with_error
+from megatron_llava.parallel.checkpoint_directory import latest_iteration
 from megatron_llava.platform.device import (
     join_process_group,
     leave_process_group,
@@ -33,8 +34,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for what would otherwise be found after the answers."""
+    if arguments.ckpt_step is None and latest_iteration(arguments.load) is None:
+        raise ValueError(f"--load {arguments.load} holds no checkpoint")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be 1 or more")
+    if arguments.output is not None and not Path(arguments.output).absolute().parent.is_dir():
+        raise ValueError(f"--output {arguments.output}: there is no such folder")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Generate, write the answers, print exact match by kind of question."""
+    check(arguments)
     device = set_up_device(select_device(arguments.device))
     from megatron_llava.config.parallel import ParallelConfig
     from megatron_llava.inference.generate import generate
