@@ -1,0 +1,233 @@
+"""Command lines of training and the tools over one folder, and what must come of each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tiny_checkpoints import tiny_llava_next
+from tiny_model import png, tiny_config
+
+from megatron_llava.config.model_yaml import model_to_yaml
+from megatron_llava.text.templates import get_template
+
+ROOT = Path(__file__).parent.parent
+TRAIN = "megatron_llava.train"
+TOOLS = {path.stem: str(path) for path in sorted((ROOT / "tools").glob("*.py"))}
+QUESTION = "<image>\nwhat is in the image?"
+# The image bytes of a store, with their number kept: the index still fits, no image is left.
+SPOIL = "import pathlib; p = pathlib.Path({!r}); p.write_bytes(b'x' * p.stat().st_size)"
+
+
+@dataclass
+class Case:
+    """A command line and what must come of it: words of its one line on stderr, or of stdout."""
+
+    program: str
+    arguments: list[str]
+    words: list[str] = field(default_factory=list)
+    status: int = 2
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def make_inputs(folder: Path) -> None:
+    """A Hugging Face folder, records with images, questions and configuration files."""
+    tiny_llava_next(folder / "hf")
+    template = get_template("v1").chat_template_jinja()
+    (folder / "hf" / "chat_template.jinja").write_text(template)
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(png((40 + 30 * number, 90), number))
+    turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": "two cats"}]
+    records = [
+        {"id": str(n), "image": f"{n}.png", "kind": "cats", "conversations": turns}
+        for n in range(4)
+    ]
+    (folder / "data.json").write_text(json.dumps(records))
+    missing = {**records[0], "image": "absent.png"}
+    (folder / "missing_image.json").write_text(json.dumps([records[0], missing]))
+    (folder / "tiny.yaml").write_text(model_to_yaml(tiny_config()))
+    (folder / "bad.yaml").write_text("data:\n  seq_length: [1\n")
+    (folder / "few.jsonl").write_text('{"answer": "one"}\n')
+    (folder / "type.yaml").write_text("data: {seq_length: long}\n")
+
+
+def train_flags(folder: Path, *more: str) -> list[str]:
+    flags = "--device=cpu --train-iters=2 --lr=1e-3 --seq-length=512 --num-workers=0"
+    return [*flags.split(), f"--data-path={folder / 'store'}", *more]
+
+
+def tiny(folder: Path, *more: str) -> list[str]:
+    """A run of a tiny model with random weights, which lacks nothing but what `more` spoils."""
+    return train_flags(folder, f"--config={folder / 'tiny.yaml'}", *more)
+
+
+def one_run(folder: Path) -> dict[str, Case]:
+    """The programs in the order of the README; later cases read what these have written."""
+    root, run = str(folder / "root"), str(folder / "run")
+    questions = ["--input", str(folder / "data.json"), "--image-folder", str(folder)]
+    template = ["--conversation-template", "v1"]
+    preprocess = [*questions, *template, "--tokenizer-model", str(folder / "hf")]
+    answers = ["--load", run, *questions, *template]
+    convert, evaluate = TOOLS["convert_checkpoint"], TOOLS["evaluate"]
+    there = ["--from", "hf", "--to", "megatron", "--load", str(folder / "hf"), "--save", root]
+    back = ["--from", "megatron", "--to", "hf", "--load", run, "--save", str(folder / "back")]
+    saving = [f"--load={run}", f"--save={run}", "--save-interval=2", f"--log-file={run}.jsonl"]
+    start = [f"--pretrained-checkpoint={root}", *saving]
+    asked = ["--hf", str(folder / "back"), "--answers", f"{run}-answers.jsonl"]
+    inspect = ["--data-path", str(folder / "store"), "--tokenizer-model", str(folder / "hf")]
+    made = [*preprocess, "--output-prefix"]
+    return {
+        "import": Case(convert, there, ["wrote"], 0),
+        "preprocess": Case(
+            TOOLS["preprocess_data"], [*made, str(folder / "store")], ["4 samples"], 0
+        ),
+        "preprocess another": Case(
+            TOOLS["preprocess_data"], [*made, str(folder / "spoilt")], ["4 samples"], 0
+        ),
+        "spoil it": Case("code", [SPOIL.format(str(folder / "spoilt_images.bin"))], [], 0),
+        "inspect": Case(TOOLS["inspect_data"], [*inspect, "--index", "3"], ["two cats"], 0),
+        "train": Case(TRAIN, train_flags(folder, *start), [], 0),
+        "evaluate": Case(
+            evaluate, [*answers, "--output", f"{run}-answers.jsonl"], ["4 questions", "overall"], 0
+        ),
+        "export": Case(convert, back, ["wrote"], 0),
+        "compare": Case(TOOLS["compare_hf"], [*answers, *asked], ["answers: 4 of 4"], 0),
+    }
+
+
+def train_errors(folder: Path) -> dict[str, Case]:
+    def error(arguments: list[str], *words: str, **environment: str) -> Case:
+        return Case(TRAIN, arguments, [f"{TRAIN}: error: ", *words], 2, environment)
+
+    root, absent = folder / "root", folder / "absent"
+    pretrained = f"--pretrained-checkpoint={root}"
+    return {
+        "nothing": error([], "--train-iters is required"),
+        "unknown flag": error(["--seq-lenght=8"], "unknown flag --seq-lenght", "--seq-length?"),
+        "bad yaml": error([f"--config={folder / 'bad.yaml'}"], f"{folder / 'bad.yaml'}", "line"),
+        "type in yaml": error([f"--config={folder / 'type.yaml'}"], "type.yaml", "seq_length"),
+        "no model": error(train_flags(folder), "--num-layers is not known"),
+        "heads": error(
+            tiny(folder, "--tensor-model-parallel-size=3"),
+            "--num-attention-heads 4 cannot be divided by --tensor-model-parallel-size 3",
+            WORLD_SIZE="3",
+        ),
+        "ranks": error(tiny(folder, "--pipeline-model-parallel-size=2"), "1 ranks cannot"),
+        "store": error(tiny(folder, f"--data-path={absent}"), f"{absent}"),
+        "valid store": error(
+            tiny(folder, f"--valid-data-path={absent}", "--eval-interval=1"), f"{absent}"
+        ),
+        "load": error(
+            tiny(folder, f"--load={absent}", "--exit-on-missing-checkpoint"),
+            f"--load {absent} holds no checkpoint",
+        ),
+        "ckpt step": error(tiny(folder, f"--load={root}", "--ckpt-step=9"), "--ckpt-step 9"),
+        "pretrained": error(tiny(folder, f"--pretrained-checkpoint={absent}"), f"{absent} holds"),
+        "other shape": error(
+            train_flags(folder, pretrained, "--num-layers=9"), "--num-layers 9 contradicts"
+        ),
+        "fp8": error(tiny(folder, "--fp8-format=hybrid"), "--fp8-format hybrid needs a GPU"),
+        "transformer engine": error(
+            tiny(folder, "--transformer-impl=transformer_engine"), "--transformer-impl"
+        ),
+        "sample too long": error(tiny(folder, "--seq-length=20"), "--seq-length"),
+        "beyond positions": error(
+            tiny(folder, "--max-position-embeddings=30"), "--max-position-embeddings 30"
+        ),
+        "log file": error(tiny(folder, f"--log-file={folder}"), f"--log-file {folder}"),
+        "other vocabulary": error(tiny(folder, "--vocab-size=32"), "--vocab-size 32"),
+        "spoilt image": error(
+            train_flags(folder, pretrained, f"--data-path={folder / 'spoilt'}"),
+            f"{folder / 'spoilt'}",
+            "cannot read an image",
+        ),
+        "save": error(
+            train_flags(folder, pretrained, f"--save={folder / 'data.json'}", "--save-interval=1"),
+            f"--save {folder / 'data.json'}",
+        ),
+    }
+
+
+def tool_errors(folder: Path) -> dict[str, Case]:
+    absent, root, hf = str(folder / "absent"), str(folder / "root"), str(folder / "hf")
+    images = ["--image-folder", str(folder)]
+    data, v1 = ["--input", str(folder / "data.json")], ["--conversation-template", "v1"]
+    missing = ["--input", str(folder / "missing_image.json")]
+    named = ["missing_image.json: record 1 (id=0)", "absent.png"]
+
+    def preprocess(*arguments: str, words: list[str]) -> Case:
+        output = ["--output-prefix", str(folder / "other")]
+        model = ["--tokenizer-model", hf]
+        return Case(TOOLS["preprocess_data"], [*model, *output, *images, *arguments], words, 1)
+
+    def inspect(*arguments: str, words: list[str]) -> Case:
+        store = ["--data-path", str(folder / "store"), "--tokenizer-model", hf]
+        return Case(TOOLS["inspect_data"], [*store, *arguments], words, 1)
+
+    def convert(*arguments: str, words: list[str]) -> Case:
+        return Case(TOOLS["convert_checkpoint"], list(arguments), words)
+
+    def evaluate(*arguments: str, words: list[str]) -> Case:
+        return Case(TOOLS["evaluate"], ["--load", root, *images, *arguments], words)
+
+    def compare(*arguments: str, words: list[str]) -> Case:
+        given = ["--load", root, *data, *images, *v1, "--hf", hf]
+        return Case(TOOLS["compare_hf"], [*given, *arguments], words)
+
+    importing = ("--from", "hf", "--to", "megatron")
+    exporting = ("--from", "megatron", "--to", "hf")
+    unknown = ["--conversation-template", "vicuna"]
+    few = str(folder / "few.jsonl")
+    return {
+        "preprocess: template": preprocess(*data, *unknown, words=["vicuna: unknown; use one of"]),
+        "preprocess: image": preprocess(*missing, *v1, words=named),
+        "preprocess: input": preprocess("--input", f"{absent}.json", words=["absent.json"]),
+        "preprocess: tokenizer": preprocess(
+            *data, "--tokenizer-model", absent, words=[f"--tokenizer-model {absent}"]
+        ),
+        "inspect: store": inspect("--data-path", absent, words=[absent]),
+        "inspect: index": inspect("--index", "4", words=["4"]),
+        "inspect: tokenizer": inspect("--tokenizer-model", absent, words=["--tokenizer-model"]),
+        "import: folder": convert(
+            *importing, "--load", absent, "--save", few + "x", words=[absent]
+        ),
+        "import: exists": convert(*importing, "--load", hf, "--save", root, words=[root]),
+        "export: folder": convert(
+            *exporting, "--load", absent, "--save", few + "x", words=[absent]
+        ),
+        "export: step": convert(
+            *exporting, "--load", root, "--save", few + "x", "--ckpt-step", "7", words=["0000007"]
+        ),
+        "evaluate: load": evaluate(*data, *v1, "--load", absent, words=[f"--load {absent}"]),
+        "evaluate: step": evaluate(*data, *v1, "--ckpt-step", "7", words=["0000007"]),
+        "evaluate: template": evaluate(*data, *unknown, words=["vicuna: unknown; use one of"]),
+        "evaluate: image": evaluate(*missing, *v1, words=named),
+        "evaluate: input": evaluate("--input", f"{absent}.json", *v1, words=["absent.json"]),
+        "evaluate: output": evaluate(
+            *data, *v1, "--output", f"{absent}/a.jsonl", words=[f"--output {absent}/a.jsonl"]
+        ),
+        "evaluate: tokens": evaluate(*data, *v1, "--max-new-tokens", "0", words=["--max-new-tok"]),
+        "compare: answers": compare("--answers", absent, words=[absent]),
+        "compare: count": compare("--answers", few, words=["1 answers", "4"]),
+        "compare: folder": compare(
+            "--answers", f"{folder / 'run'}-answers.jsonl", "--hf", absent, words=[absent]
+        ),
+    }
+
+
+def printed_flags(folder: Path) -> list[str]:
+    return tiny(folder, f"--pretrained-checkpoint={folder / 'root'}", "--lr=3e-5")
+
+
+def usages(folder: Path) -> dict[str, Case]:
+    made = {"print": Case(TRAIN, [*printed_flags(folder), "--print-config"], [], 0)}
+    valid = {case.program: case.arguments for case in one_run(folder).values()}
+    for name, path in TOOLS.items():
+        made[f"{name} --help"] = Case(path, ["--help"], [], 0)
+        made[f"{name} --inptu"] = Case(path, [*valid[path], "--inptu"])
+    return made
+
+
+def all_cases(folder: Path) -> dict[str, Case]:
+    return {**one_run(folder), **train_errors(folder), **tool_errors(folder), **usages(folder)}
