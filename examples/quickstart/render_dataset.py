@@ -219,12 +219,12 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="size", answers=tuple(SIZES), ask=ask_size),
     Kind(name="position", answers=tuple(POSITIONS), ask=ask_position, share=3),
     Kind(name="left_color", answers=tuple(COLOURS), ask=ask_side_colour("left"), share=2),
-    Kind(name="right_color", answers=tuple(COLOURS), ask=ask_side_colour("right"), share=2),
     Kind(name="yes_no", answers=("yes", "no"), ask=ask_dark),
 )
 HARD_KINDS: tuple[Kind, ...] = (
     Kind(name="shape", answers=SHAPES, ask=ask_shape),
     Kind(name="count", answers=COUNTS, ask=ask_count),
+    Kind(name="right_color", answers=tuple(COLOURS), ask=ask_side_colour("right")),
     Kind(name="color_match", answers=("yes", "no"), ask=ask_color_match),
 )
 
@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--valid", type=int, default=600, help="held-out questions")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
     parser.add_argument(
-        "--hard", action="store_true", help="add the kinds shape, count, color_match"
+        "--hard", action="store_true", help="add shape, count, right_color and color_match"
     )
     args = parser.parse_args(arguments)
     for flag in ("train", "valid"):
