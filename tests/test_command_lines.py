@@ -22,6 +22,7 @@ from command_line_cases import (
     tiny,
     tool_errors,
     train_errors,
+    train_flags,
 )
 from own_process import TORCHRUN
 
@@ -118,6 +119,15 @@ def test_one_rank_speaks_for_all(monkeypatch, capsys, flag):
 def test_an_unknown_flag_is_said_by_the_first_rank_only(monkeypatch, capsys):
     for rank, lines in (("0", 1), ("1", 0)):
         assert error_of_main(["--x"], monkeypatch, capsys, RANK=rank).count("\n") == lines
+
+
+def test_another_rank_waits_for_the_first_and_names_itself(inputs, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr("megatron_llava.train.time.sleep", waited.append)
+    for rank, name in (("0", TRAIN), ("1", f"{TRAIN} (rank 1)")):
+        err = error_of_main(train_flags(inputs), monkeypatch, capsys, RANK=rank)
+        assert err.startswith(f"{name}: error: --num-layers is not known") and err.count("\n") == 1
+    assert len(waited) == 1 and waited[0] > 0
 
 
 def test_two_ranks_say_an_error_once(inputs):
