@@ -17,6 +17,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import (
+    MODEL_YAML,
     SIDE_FILES,
     CheckpointError,
     Iteration,
@@ -133,6 +134,10 @@ def load_training_state(
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
         _load_optimizer(state.optimizer, loaded["optimizer"])
         state.scheduler.load_state_dict(common["opt_param_scheduler"])
+    elif state.optimizer is not None and state.scheduler is not None:
+        # The optimizer keeps float32 copies from before the load; the schedule goes on.
+        state.optimizer.reload_model_params()
+        state.scheduler.step(increment=common["iteration"])
     if "rng_state" in content:
         _restore_rng_state(loaded["rng_state"])
     state.iteration = common["iteration"]
@@ -140,12 +145,20 @@ def load_training_state(
     return remarks
 
 
-def copy_side_files(source: str | None, root: str) -> None:
-    """Give a run's folder the architecture and HF files of the checkpoint it started from."""
+def write_side_files(source: str | None, root: str, model_yaml: str) -> None:
+    """Put beside a run's checkpoints what conversion and evaluation need to understand them.
+
+    Args:
+        source: root of the checkpoint that the run started from, whose Hugging Face files and
+            untrained tensors travel along; None for a run from random weights.
+        root: what --save names.
+        model_yaml: the architecture and the image settings that the run trains with.
+    """
+    Path(root).mkdir(parents=True, exist_ok=True)
+    (Path(root) / MODEL_YAML).write_text(model_yaml, encoding="utf-8")
     if source is None or Path(source).resolve() == Path(root).resolve():
         return
-    Path(root).mkdir(parents=True, exist_ok=True)
-    for name in SIDE_FILES:
+    for name in (name for name in SIDE_FILES if name != MODEL_YAML):
         origin, target = Path(source) / name, Path(root) / name
         if origin.is_dir():
             shutil.copytree(origin, target, dirs_exist_ok=True)

@@ -15,13 +15,14 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
-    copy_side_files,
     save_training_state,
+    write_side_files,
 )
 from megatron_llava.training.interval import Interval
 from megatron_llava.training.step import StepResult, run_batches, train_step
@@ -124,7 +125,7 @@ class Trainer:
         """
         root, started = self.config.checkpoint.save, time.perf_counter()
         if dist.get_rank() == 0:
-            copy_side_files(self.side_files, root)
+            write_side_files(self.side_files, root, model_to_yaml(self.config))
         state = TrainingState(
             model=self.model,
             optimizer=self.optimizer,

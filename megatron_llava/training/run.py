@@ -92,6 +92,10 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         source.resume_at(state.consumed_packs)
         for remark in [*remarks, f"resumed {root} at step {state.iteration}"]:
             reporter.message(remark)
+    elif start is not None:
+        reporter.message(f"starting from {start[0]} ({start[1]})")
+    else:
+        reporter.message("starting from random weights: no checkpoint was given")
     return Trainer(
         config=config,
         device=device,

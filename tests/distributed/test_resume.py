@@ -130,3 +130,28 @@ def test_a_layout_that_the_optimizer_cannot_be_read_at_is_refused(pool, setup, t
     other = [*arguments, *saving(tmp_path), "--tensor-model-parallel-size=2"]
     with pytest.raises(AssertionError, match="1 x 1 and cannot be read at 2 x 1.*fully-reshard"):
         pool.run(train, other, world_size=2)
+
+
+@pytest.mark.parametrize("flags", [["--bf16"], ["--bf16", "--use-distributed-optimizer"]])
+def test_weights_of_a_resume_without_optimizer_state_are_those_saved(pool, setup, tmp_path, flags):
+    arguments = setup.arguments(*flags, steps=20)
+    continuous = pool.run(train, arguments)[0]["steps"]
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    resumed = pool.run(train, [*arguments, *saving(tmp_path), "--no-load-optim"])[0]["steps"]
+    assert resumed[0]["lm loss"] == continuous[10]["lm loss"]
+    assert [step["lr"] for step in resumed] == [step["lr"] for step in continuous[10:]]
+    # An update from the weights before the load would throw the loss back to the start.
+    assert resumed[1]["lm loss"] == pytest.approx(continuous[11]["lm loss"], rel=0.2)
+
+
+def test_a_run_from_random_weights_resumes_from_its_own_folder(pool, setup, tmp_path):
+    yaml = (setup.root / "model.yaml").read_text()
+    config = tmp_path / "model.yaml"
+    config.write_text(yaml)
+    without = [
+        flag for flag in setup.arguments(steps=20) if not flag.startswith("--pretrained-checkpoint")
+    ]
+    first = [*without, f"--config={config}", *saving(tmp_path / "run", "--exit-interval=10")]
+    pool.run(train, first)
+    resumed = pool.run(train, [*without, *saving(tmp_path / "run")])[0]["steps"]
+    assert resumed[0]["iteration"] == 11
