@@ -145,9 +145,9 @@ def make_config(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) ->
 def enlarge_positions(model: LlavaNextForConditionalGeneration, std: float) -> None:
     """Draw the tower's position embeddings anew with the given standard deviation.
 
-    Plain colour areas give patch embeddings of a size well over 1, next to which the usual 0.04
-    is lost: with it the questions of place were still guessed after 400 steps, with 2 they were
-    learned in 100.
+    Plain colour areas give patch embeddings of a size well over 1, next to which small positions
+    are lost: trained on the questions of place alone, 160 steps of 32 reached 51 % with 0.1 and
+    100 % with 2.
     """
     positions = model.model.vision_tower.embeddings.position_embedding.weight
     torch.nn.init.normal_(positions, std=std)
