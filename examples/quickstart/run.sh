@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-output=out train_questions=24000 valid_questions=600 train_iters=500 fresh=no
+output=out train_questions=20000 valid_questions=600 train_iters=600 fresh=no
 while [ $# -gt 0 ]; do
     case "$1" in
         --fresh) fresh=yes; shift ;;
@@ -78,17 +78,17 @@ train() {
         --pretrained-checkpoint "$output/megatron" \
         --load "$output/trained" \
         --save "$output/trained" \
-        --save-interval 250 \
+        --save-interval 200 \
         --data-path "$output/store/train" \
         --valid-data-path "$output/store/valid" \
-        --eval-interval 250 \
+        --eval-interval 200 \
         --eval-iters 20 \
         --seq-length 2688 \
         --global-batch-size 1 \
         --train-iters "$train_iters" \
-        --lr 1e-3 \
+        --lr 1.5e-3 \
         --lr-decay-style cosine \
-        --lr-warmup-fraction 0.04 \
+        --lr-warmup-iters 40 \
         --min-lr 3e-5 \
         --weight-decay 0.01 \
         --adam-beta2 0.98 \
