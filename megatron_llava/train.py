@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_up_device,
     )
 
-    device = set_up_device(config.parallel.device)
+    try:
+        device = set_up_device(config.parallel.device)
+    except ValueError as error:
+        _exit(error)
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.observe.metrics import Reporter
     from megatron_llava.training.run import run_training

@@ -44,6 +44,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output {arguments.output}: there is no such folder")
 
 
+def until_stop(text: str, stop_strings: tuple[str, ...]) -> str:
+    """The answer before the first stop string, for ends that are no single token."""
+    for stop in stop_strings:
+        text = text.split(stop)[0]
+    return text.strip()
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Generate, write the answers, print exact match by kind of question."""
     check(arguments)
@@ -89,7 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 "kind": question.kind,
                 "image": question.images[0] if question.images else None,
                 "question": question.text,
-                "answer": tokenizer.decode(result.token_ids).strip(),
+                "answer": until_stop(tokenizer.decode(result.token_ids), template.stop_strings),
                 "truth": question.truth,
             }
         )

@@ -39,7 +39,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #59636e; }
 def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[Row]:
     """Return the rows of a JSON-lines file; ValueError names the line that lacks one of ``keys``.
 
-    Lines of a log without any of ``keys`` are another kind of entry, and are left out.
+    Lines of a log without the first of ``keys`` are another kind of entry, and are left out.
     """
     rows: list[Row] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -50,7 +50,7 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not JSON ({error.msg}); write it again") from None
         missing = [key for key in keys if key not in row]
-        if missing and len(missing) < len(keys):
+        if missing and keys[0] in row:
             raise ValueError(f"{path}:{number}: has no {', '.join(missing)}; write it again")
         if not missing:
             rows.append(row)
@@ -180,7 +180,7 @@ def timing_line(rows: list[Row], timings: list[str]) -> str:
 
 def build_report(args: argparse.Namespace) -> str:
     """Return the page for the files named in ``args``."""
-    log = read_jsonl(args.log, ("iteration", LOSS_KEY))
+    log = read_jsonl(args.log, (LOSS_KEY, "iteration"))
     keys = ("id", "kind", "image", "question", "answer", "truth")
     answers, blank = read_jsonl(args.answers, keys), read_jsonl(args.blank_answers, keys)
     figures = [example_figure(row, args.images) for row in choose_examples(answers, args.examples)]

@@ -23,6 +23,12 @@ while [ $# -gt 0 ]; do
 done
 [ "$fresh" = no ] || rm -rf "$output"
 mkdir -p "$output/done" "$output/log"
+settings="train $train_questions, valid $valid_questions, train-iters $train_iters"
+if [ "$(cat "$output/settings" 2>/dev/null || echo "$settings")" != "$settings" ]; then
+    echo "run.sh: $output was made with $(cat "$output/settings"), not $settings; use --fresh" >&2
+    exit 2
+fi
+echo "$settings" > "$output/settings"
 
 started=$SECONDS number=0 steps=9
 step() { # NAME DESCRIPTION COMMAND...

@@ -21,6 +21,18 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = flag(
         1, "Ranks that share the layers of one model, in order", minimum=1
     )
+    decoder_first_pipeline_num_layers: int | None = flag(
+        None,
+        "Decoder layers of the first pipeline stage, which also runs the vision tower",
+        minimum=1,
+        default_text="an even share",
+    )
+    decoder_last_pipeline_num_layers: int | None = flag(
+        None,
+        "Decoder layers of the last pipeline stage, which also runs the output layer",
+        minimum=1,
+        default_text="an even share",
+    )
     sequence_parallel: bool = flag(
         False, "Split norms and dropouts along the sequence over the tensor-parallel ranks"
     )

@@ -6,10 +6,36 @@ from megatron_llava.config.run import RunConfig
 
 
 def check_stages(config: RunConfig) -> None:
-    """The layers divide among the pipeline stages."""
-    layers = known(config.language.num_layers)
-    pipeline = config.parallel.pipeline_model_parallel_size
-    check_divisible("--num-layers", layers, "--pipeline-model-parallel-size", pipeline)
+    """The layers divide among the pipeline stages, the first and last counted apart if given."""
+    parallel = config.parallel
+    layers, stages = known(config.language.num_layers), parallel.pipeline_model_parallel_size
+    apart = {
+        "--decoder-first-pipeline-num-layers": parallel.decoder_first_pipeline_num_layers,
+        "--decoder-last-pipeline-num-layers": parallel.decoder_last_pipeline_num_layers,
+    }
+    given = {option: count for option, count in apart.items() if count is not None}
+    if not given:
+        check_divisible("--num-layers", layers, "--pipeline-model-parallel-size", stages)
+        return
+    said = " and ".join(f"{option} {count}" for option, count in given.items())
+    if stages == 1:
+        raise ValueError(f"{said} needs --pipeline-model-parallel-size 2 or more, not 1: drop it")
+    rest, others = layers - sum(given.values()), stages - len(given)
+    if rest < 0 or (rest % others if others else rest):
+        raise ValueError(
+            f"{said} leaves {rest} of --num-layers {layers} for {others} other pipeline stages of "
+            f"--pipeline-model-parallel-size {stages}: give counts that leave a multiple of that"
+        )
+
+
+def smallest_stage(config: RunConfig) -> int:
+    """Decoder layers of the pipeline stage that has the fewest; ``check_stages`` holds."""
+    parallel = config.parallel
+    layers, stages = known(config.language.num_layers), parallel.pipeline_model_parallel_size
+    apart = (parallel.decoder_first_pipeline_num_layers, parallel.decoder_last_pipeline_num_layers)
+    given = [count for count in apart if count is not None]
+    others = stages - len(given)
+    return min([*given, *([(layers - sum(given)) // others] if others else [])])
 
 
 def check_language(config: RunConfig) -> None:

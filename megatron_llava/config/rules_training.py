@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_llava.config.rules_model import known
+from megatron_llava.config.rules_model import known, smallest_stage
 from megatron_llava.config.run import RunConfig, all_fields
 from megatron_llava.config.training import TUNABLE_PARTS
 
@@ -39,13 +39,12 @@ def check_schedule(config: RunConfig) -> None:
             f"{warmup_flag} leaves nothing of {decay_flag} {decay} to decay: "
             f"warm up for fewer than {decay} steps"
         )
-    for name in ("lr", "mm_projector_lr", "mm_vision_tower_lr"):
-        rate = config.get(name)
-        if rate is not None and rate < optimizer.min_lr:
-            raise ValueError(
-                f"--min-lr {optimizer.min_lr} is more than {all_fields()[name].option} {rate}: "
-                "the rate decays towards it"
-            )
+    # A module's own rate decays towards --min-lr in proportion to its ratio to --lr.
+    if optimizer.lr is not None and optimizer.lr < optimizer.min_lr:
+        raise ValueError(
+            f"--min-lr {optimizer.min_lr} is more than --lr {optimizer.lr}: the rate decays "
+            "towards it; give less"
+        )
 
 
 def check_tunable_parts(config: RunConfig) -> None:
@@ -77,6 +76,11 @@ def check_recompute(config: RunConfig) -> None:
         raise ValueError(
             "--recompute-activations (selective) contradicts --recompute-granularity full: give one"
         )
+    if recompute.recompute_vision and recompute.granularity is None:
+        raise ValueError(
+            "--recompute-vision follows --recompute-granularity, and recomputation is off: add "
+            "--recompute-activations or --recompute-granularity full"
+        )
     options = {
         "--recompute-method": recompute.recompute_method,
         "--recompute-num-layers": recompute.recompute_num_layers,
@@ -90,7 +94,7 @@ def check_recompute(config: RunConfig) -> None:
                 f"{option} {value} is for --recompute-granularity full, and recomputation is "
                 f"{kind}: drop it, or recompute in full"
             )
-    stage = known(config.language.num_layers) // config.parallel.pipeline_model_parallel_size
+    stage = smallest_stage(config)
     layers = recompute.recompute_num_layers
     if layers is not None and layers > stage:
         raise ValueError(

@@ -70,6 +70,11 @@ class TrainingConfig:
     mm_tunable_parts: tuple[str, ...] = flag(
         TUNABLE_PARTS, "Parts that are trained, comma-separated; the others are frozen"
     )
+    loss_reduction: Literal["token", "sample", "microbatch-mean"] = flag(
+        "token",
+        "What weighs alike in a global batch: every supervised token, every sample, or every pack "
+        "(the mean of means of older trainers)",
+    )
     eval_interval: int | None = flag(
         None, "Steps between evaluations on --valid-data-path", minimum=1, default_text="never"
     )
@@ -89,6 +94,9 @@ class RecomputeConfig:
     recompute_activations: bool = flag(False, "Same as --recompute-granularity selective")
     recompute_granularity: Literal["full", "selective"] | None = flag(
         None, "Recompute whole layers, or only the core of attention", default_text="off"
+    )
+    recompute_vision: bool = flag(
+        False, "Recompute the vision tower's layers as well, in the same way"
     )
     recompute_method: Literal["uniform", "block"] | None = flag(
         None, "With full: recompute in chunks of layers, or the first layers of each stage"

@@ -17,6 +17,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     CheckpointError,
     latest_iteration,
 )
+from megatron_llava.parallel.groups import set_seed
 from megatron_llava.training.checkpointing import load_weights
 from megatron_llava.vision.settings import image_settings
 
@@ -41,6 +42,8 @@ def load_model(
     path = str(Path(root) / MODEL_YAML)
     config = RunConfig().with_values({"device": device.type, "bf16": bf16}, "default")
     config = fill_model_from(config, read_yaml_mapping(path), path)
+    # On CUDA core draws even weights that are loaded next, and needs a seed for it.
+    set_seed(config.training.seed)
     model = build_llava_model(config)
     load_weights(root, chosen, model)
     return model.to(device).eval(), image_settings(config)

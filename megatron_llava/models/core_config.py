@@ -46,6 +46,8 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
         init_method_std=language.init_method_std,
         sequence_parallel=config.parallel.sequence_parallel,
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=config.parallel.decoder_first_pipeline_num_layers,
+        num_layers_in_last_pipeline_stage=config.parallel.decoder_last_pipeline_num_layers,
         pipeline_dtype=params_dtype(config),
         # gloo sends asynchronously from the tensor that core would empty: a race that was seen.
         deallocate_pipeline_outputs=config.parallel.device == "cuda",
@@ -57,9 +59,10 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
 def vision_transformer_config(config: RunConfig) -> TransformerConfig:
     """The vision encoder: LayerNorm, biases everywhere, all layers on the first pipeline stage."""
     vision = config.vision
+    recompute = _recompute(config) if config.recompute.recompute_vision else {}
     return TransformerConfig(
         **_shared(config),
-        **_recompute(config),
+        **recompute,
         num_layers=vision.built_layers,
         hidden_size=vision.vision_hidden_size,
         ffn_hidden_size=vision.vision_ffn_hidden_size,
@@ -109,7 +112,7 @@ def _shared(config: RunConfig) -> dict[str, Any]:
 
 
 def _recompute(config: RunConfig) -> dict[str, Any]:
-    """Recomputation of activations, for the decoder and the vision tower alike."""
+    """Recomputation of activations."""
     recompute = config.recompute
     return {
         "recompute_granularity": recompute.granularity,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def save_sharded(
     iteration: Iteration,
     state: dict[str, Any],
     checkpoint_format: str = "torch_dist",
+    write_beside: Callable[[], None] | None = None,
 ) -> None:
     """Write a checkpoint on all ranks together and make it the latest.
 
@@ -40,36 +42,58 @@ def save_sharded(
         checkpoint_format: core's name of the format.
         state: a sharded state dict of core: ShardedTensors and ShardedObjects of every rank, and
             plain objects that are equal on all ranks.
+        write_beside: writes the files that belong beside the checkpoints, on the first rank, once
+            the checkpoint is complete.
 
     Raises:
-        CheckpointError: not enough room, or the write failed on some rank; nothing that was there
-            before is changed.
+        CheckpointError: not enough room, or the write failed on some rank; the checkpoints that
+            were there before are unchanged.
     """
     root = Path(root)
     final = iteration_directory(root, iteration)
     partial = final.with_name(final.name + _PARTIAL_SUFFIX)
     _check_room(root, state)
-    if _is_first_rank():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    error: BaseException | None = None
-    try:
-        dist_checkpointing.save(state, str(partial), sharded_strategy=(checkpoint_format, 1))
-    # Every way in which a write fails must end in the clean-up below.
-    except (Exception, CheckpointException) as caught:
-        error = caught
-    if _any_rank(error is not None):
+
+    def prepare() -> None:
         if _is_first_rank():
             shutil.rmtree(partial, ignore_errors=True)
-        reason = _one_line(error) if error is not None else "another rank failed"
+            partial.mkdir(parents=True)
+
+    def write() -> None:
+        dist_checkpointing.save(state, str(partial), sharded_strategy=(checkpoint_format, 1))
+
+    def publish() -> None:
+        if _is_first_rank():
+            if write_beside is not None:
+                write_beside()
+            _publish(partial, final, root / TRACKER, str(iteration))
+
+    reason = _failure(prepare) or _failure(write) or _failure(publish)
+    if reason:
+        if _is_first_rank():
+            shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{final}: the checkpoint could not be written ({reason}); the checkpoints before it "
             "are untouched"
-        ) from error
-    if _is_first_rank():
-        _publish(partial, final, root / TRACKER, str(iteration))
-    dist.barrier()
+        )
+
+
+def _failure(action: Callable[[], None]) -> str | None:
+    """Run a part of the work on every rank; None if all succeeded, else why the first one did not.
+
+    Every rank learns of a failure, so that none waits for a rank that has left.
+    """
+    reason: str | None = None
+    try:
+        action()
+    # Core and torch raise a dozen kinds, one of which is no Exception.
+    except (Exception, CheckpointException) as caught:
+        reason = _one_line(caught)
+    if not _any_rank(reason is not None):
+        return None
+    reasons: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(reasons, reason)
+    return next(said for said in reasons if said is not None)
 
 
 def load_sharded(

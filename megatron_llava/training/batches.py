@@ -18,6 +18,16 @@ from megatron_llava.data.pad import pad_batch
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.store import Store
 
+_FP8_ROWS = 16
+"""FP8 matrix products need a multiple of this many rows on each rank."""
+
+
+def row_multiple(config: RunConfig) -> int:
+    """What the positions of a pack must be a multiple of."""
+    parallel = config.parallel
+    ranks = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    return ranks * (_FP8_ROWS if config.precision.fp8_format else 1)
+
 
 class BatchSource:
     """This rank's microbatches, and what is known of a step before it runs.
@@ -55,7 +65,7 @@ class BatchSource:
         parallel = config.parallel
         self._tensor_parallel = parallel.tensor_model_parallel_size > 1
         self._same_length = parallel.pipeline_model_parallel_size > 1
-        self._multiple = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+        self._multiple = row_multiple(config)
         self._on_first_stage = parallel_state.is_pipeline_first_stage()
         decodes = self._on_first_stage and parallel_state.get_tensor_model_parallel_rank() == 0
         self.loader = PackedDataLoader(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,12 @@ from megatron_llava.parallel.checkpoint_directory import (
     iteration_directory,
 )
 from megatron_llava.parallel.checkpoint_io import load_sharded, save_sharded
+from megatron_llava.training.optimizer_state import (
+    allocate_adam_state,
+    load_optimizer,
+    lr_multiples,
+    optimizer_metadata,
+)
 
 
 @dataclass(kw_only=True)
@@ -56,6 +65,7 @@ def save_training_state(
     with_optimizer: bool,
     fully_reshardable: bool,
     checkpoint_format: str,
+    write_beside: Callable[[], None] | None = None,
 ) -> None:
     """Write ``iter_<iteration>`` under ``root`` on all ranks together.
 
@@ -70,16 +80,18 @@ def save_training_state(
         "data_fingerprint": state.data_fingerprint,
         "layout": layout(),
         "has_optimizer": with_optimizer,
+        "lr_multiples": lr_multiples(state.optimizer),
     }
     if with_optimizer:
         assert state.optimizer is not None and state.scheduler is not None
+        allocate_adam_state(state.optimizer, state.iteration)
         sharding = "fully_reshardable" if fully_reshardable else "dp_reshardable"
         content["optimizer_sharding"] = sharding
         content["optimizer"] = state.optimizer.sharded_state_dict(
-            content["model"], is_loading=False, metadata=_optimizer_metadata(sharding)
+            content["model"], is_loading=False, metadata=optimizer_metadata(sharding)
         )
         content["opt_param_scheduler"] = state.scheduler.state_dict()
-    save_sharded(root, state.iteration, content, checkpoint_format)
+    save_sharded(root, state.iteration, content, checkpoint_format, write_beside)
 
 
 def load_weights(root: str, iteration: Iteration, model: LlavaModel) -> None:
@@ -88,8 +100,14 @@ def load_weights(root: str, iteration: Iteration, model: LlavaModel) -> None:
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    loaded = load_sharded(root, iteration, {"model": model.sharded_state_dict()}, strict=False)
-    model.load_state_dict(loaded["model"], strict=True)
+    wanted = model.sharded_state_dict()
+    # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
+    wanted = {key: value for key, value in wanted.items() if not key.endswith("_extra_state")}
+    loaded = load_sharded(root, iteration, {"model": wanted}, strict=False)
+    missing, unexpected = model.load_state_dict(loaded["model"], strict=False)
+    missing = [key for key in missing if not key.endswith("_extra_state")]
+    if missing or unexpected:
+        raise CheckpointError(f"{root}: lacks {missing[:3]} and has {unexpected[:3]} for the model")
 
 
 def load_training_state(
@@ -113,15 +131,15 @@ def load_training_state(
     same_layout = common["layout"] == layout()
     remarks = []
     if with_optimizer:
-        _check_optimizer(root, iteration, common, state.distributed_optimizer)
+        _check_optimizer(root, iteration, common, state)
     content: dict[str, Any] = {"model": state.model.sharded_state_dict()}
     if with_optimizer and state.optimizer is not None:
-        _allocate_adam_state(state.optimizer)
+        allocate_adam_state(state.optimizer)
         with torch.no_grad():
             content["optimizer"] = state.optimizer.sharded_state_dict(
                 content["model"],
                 is_loading=True,
-                metadata=_optimizer_metadata(common["optimizer_sharding"]),
+                metadata=optimizer_metadata(common["optimizer_sharding"]),
             )
     if with_rng and same_layout:
         content["rng_state"] = _sharded_rng_state()
@@ -132,7 +150,7 @@ def load_training_state(
     loaded = load_sharded(root, iteration, content, strict=False)
     state.model.load_state_dict(loaded["model"], strict=True)
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
-        _load_optimizer(state.optimizer, loaded["optimizer"])
+        load_optimizer(state.optimizer, loaded["optimizer"])
         state.scheduler.load_state_dict(common["opt_param_scheduler"])
     elif state.optimizer is not None and state.scheduler is not None:
         # The optimizer keeps float32 copies from before the load; the schedule goes on.
@@ -148,96 +166,66 @@ def load_training_state(
 def write_side_files(source: str | None, root: str, model_yaml: str) -> None:
     """Put beside a run's checkpoints what conversion and evaluation need to understand them.
 
+    Each file is complete under its name or not there; one that is there already is left alone.
+
     Args:
         source: root of the checkpoint that the run started from, whose Hugging Face files and
             untrained tensors travel along; None for a run from random weights.
         root: what --save names.
         model_yaml: the architecture and the image settings that the run trains with.
     """
-    Path(root).mkdir(parents=True, exist_ok=True)
-    (Path(root) / MODEL_YAML).write_text(model_yaml, encoding="utf-8")
-    if source is None or Path(source).resolve() == Path(root).resolve():
+    target = Path(root) / MODEL_YAML
+    if not target.is_file() or target.read_text(encoding="utf-8") != model_yaml:
+        with _complete_or_absent(target) as written:
+            written.write_text(model_yaml, encoding="utf-8")
+    if source is None:
         return
-    for name in (name for name in SIDE_FILES if name != MODEL_YAML):
-        origin, target = Path(source) / name, Path(root) / name
-        if origin.is_dir():
-            shutil.copytree(origin, target, dirs_exist_ok=True)
-        elif origin.is_file():
-            shutil.copy2(origin, target)
+    for name in SIDE_FILES:
+        origin = Path(source) / name
+        for path in [origin, *origin.rglob("*")] if origin.is_dir() else [origin]:
+            copy = Path(root) / path.relative_to(source)
+            if path.is_file() and not copy.exists():
+                with _complete_or_absent(copy) as written:
+                    shutil.copy2(path, written)
 
 
-def _check_optimizer(root: str, iteration: int, common: dict[str, Any], distributed: bool) -> None:
+@contextmanager
+def _complete_or_absent(target: Path) -> Iterator[Path]:
+    """A name to write to, which becomes ``target`` if the block ends well, else vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = target.with_name(target.name + ".partial")
+    try:
+        yield written
+        os.replace(written, target)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _check_optimizer(
+    root: str, iteration: int, common: dict[str, Any], state: TrainingState
+) -> None:
+    """Refuse optimizer state that is not there or does not fit the run."""
     if not common["has_optimizer"]:
         raise CheckpointError(
             f"{root}: step {iteration} was saved without optimizer state; use --no-load-optim"
         )
+    multiples = lr_multiples(state.optimizer)
+    if common["lr_multiples"] != multiples:
+        raise CheckpointError(
+            f"{root}: step {iteration} was trained at {common['lr_multiples']} times --lr, now it "
+            f"is {multiples}: keep --mm-vision-tower-lr and --mm-projector-lr in the same ratio to "
+            "--lr, or use --no-load-optim"
+        )
     saved, now = common["layout"], layout()
     same = all(saved[key] == now[key] for key in ("tensor", "pipeline"))
-    if not same and distributed and common["optimizer_sharding"] == "dp_reshardable":
+    reshardable = common["optimizer_sharding"] == "fully_reshardable"
+    if state.distributed_optimizer and not (same or reshardable):
         raise CheckpointError(
             f"{root}: the distributed optimizer was saved at tensor x pipeline {saved['tensor']} "
             f"x {saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; "
             "resume at that layout, save with --dist-ckpt-optim-fully-reshardable, or use "
             "--no-load-optim"
         )
-
-
-def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
-    """The torch optimizers inside core's; none where everything on this rank is frozen."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part.optimizer for part in parts if part.optimizer is not None]
-
-
-def _allocate_adam_state(optimizer: MegatronOptimizer) -> None:
-    """Give Adam the state of step 0: core's distributed optimizer reads the count there."""
-    for adam in _adams(optimizer):
-        for parameter in (p for group in adam.param_groups for p in group["params"]):
-            if not adam.state[parameter]:
-                adam.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-
-
-@torch.no_grad()
-def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Load core's optimizer with torch's Adam inside, whose step count core does not handle."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
-    moments = []
-    for content in contents:
-        reshardable = content.get("param_state_sharding_type") == "fully_reshardable"
-        moments.append(content.pop("param_state") if reshardable else None)
-    optimizer.load_state_dict(loaded)
-    for part, moment in zip(parts, moments, strict=True):
-        if moment is not None:
-            for adam_state in part.optimizer.state.values():
-                adam_state.pop("step", None)
-            part.load_parameter_state_from_fully_reshardable(moment)
-    _restore_step_counts(optimizer)
-
-
-def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
-    """Give every state its own tensor with the saved count.
-
-    Core's distributed optimizer puts the count into the parameter groups, one shared tensor into
-    the states, and then copies the count from before the load over it.
-    """
-    for adam in _adams(optimizer):
-        for group in adam.param_groups:
-            for state in (adam.state[parameter] for parameter in group["params"]):
-                count = group["step"] if "step" in group else state["step"]
-                state["step"] = torch.tensor(float(count))
-
-
-def _optimizer_metadata(sharding: str) -> dict[str, Any]:
-    """How core lays out the optimizer state; its own default refuses the distributed optimizer."""
-    return {
-        "distrib_optim_sharding_type": sharding,
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
 
 
 def _sharded_rng_state() -> ShardedObject:

@@ -109,6 +109,7 @@ class Trainer:
                     source.step(rows),
                     source.num_microbatches,
                     rows,
+                    reduction="token",
                     forward_only=True,
                 )
                 total, count = total + part, count + part_count
@@ -124,8 +125,6 @@ class Trainer:
             CheckpointError: it could not be written.
         """
         root, started = self.config.checkpoint.save, time.perf_counter()
-        if dist.get_rank() == 0:
-            write_side_files(self.side_files, root, model_to_yaml(self.config))
         state = TrainingState(
             model=self.model,
             optimizer=self.optimizer,
@@ -142,6 +141,9 @@ class Trainer:
                 with_optimizer=not self.config.checkpoint.no_save_optim,
                 fully_reshardable=self.config.checkpoint.dist_ckpt_optim_fully_reshardable,
                 checkpoint_format=self.config.checkpoint.ckpt_format,
+                write_beside=lambda: write_side_files(
+                    self.side_files, root, model_to_yaml(self.config)
+                ),
             )
         self.saved_at = self.iteration
         seconds = time.perf_counter() - started
@@ -164,6 +166,7 @@ class Trainer:
             counted(),
             self.source.num_microbatches,
             rows,
+            self.config.training.loss_reduction,
         )
         self._count(statistics, self.source.data_seconds - waited)
         self.iteration += 1

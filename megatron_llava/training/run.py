@@ -54,6 +54,11 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     store = Store(config.data.data_path)
     schedule = _training_schedule(config, settings, store)
     _check_positions(config, schedule, store)
+    if schedule.num_dropped:
+        reporter.message(
+            f"store {store.prefix}: {schedule.num_dropped} of {len(store)} samples are longer than "
+            f"--seq-length {config.data.seq_length} and left out, as --max-bad-records allows"
+        )
     validation = _validation(config, settings, num_microbatches, device)
     set_seed(config.training.seed)
     model, wrapped = build_distributed_model(config, device)

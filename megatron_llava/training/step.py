@@ -21,6 +21,10 @@ from megatron_llava.training.optimizer import learning_rates
 _REMEDY = "lower --lr, lengthen the warmup, or look at the last batches with tools/inspect_data.py"
 
 
+COUNTED = {"token": "supervised tokens", "sample": "samples", "microbatch-mean": "packs"}
+"""What a loss is the mean of, by --loss-reduction."""
+
+
 class TrainingDiverged(ValueError):
     """The loss or the gradient norm is not a number; the message is one line for the user."""
 
@@ -30,32 +34,49 @@ class StepResult:
     """What one step did, over all ranks."""
 
     loss: float
-    """Sum of the token losses over the global batch divided by its supervised tokens."""
-    loss_tokens: int
-    """Supervised tokens of the global batch."""
+    """Mean loss over the global batch, as --loss-reduction weighs it."""
+    loss_count: int
+    """What that is the mean of: supervised tokens, samples or packs."""
     grad_norm: float
     """Norm of the gradient before clipping."""
     learning_rates: dict[str, float]
     """The rates of this step, as ``optimizer.learning_rates`` names them."""
 
 
-def token_loss(batch: TensorBatch, losses: torch.Tensor) -> tuple[torch.Tensor, Any, Any]:
+def reduced_loss(
+    reduction: str, batch: TensorBatch, losses: torch.Tensor
+) -> tuple[torch.Tensor, Any, Any]:
     """The loss of one microbatch as core wants it: sum, count, and what to report.
 
-    Core adds up the counts over all microbatches and data-parallel ranks and divides the gradient
-    by the total once, so that every supervised token weighs the same wherever it was packed.
+    Core adds up sums and counts over all microbatches and data-parallel ranks and divides the
+    gradient by the total count once, so that the things counted weigh the same wherever they were
+    packed.
+
+    Args:
+        reduction: "token" counts supervised tokens; "sample" counts samples that have any, each
+            with the mean of its tokens; "microbatch-mean" counts packs that have any, likewise.
+        batch: the pack.
+        losses: float32, the loss of each loss row.
     """
-    total = losses.float().sum()
-    count = torch.tensor(batch.loss_rows.numel(), dtype=torch.int, device=losses.device)
-    return total, count, torch.stack((total.detach().double(), count.double()))
+    rows = batch.loss_rows.numel()
+    if reduction == "token" or rows == 0:
+        total, count = losses.sum(), rows
+    elif reduction == "microbatch-mean":
+        total, count = losses.mean(), 1
+    else:
+        sample = torch.bucketize(batch.loss_rows, batch.cu_seqlens[1:], right=True)
+        tokens = torch.bincount(sample, minlength=batch.num_samples)
+        total, count = (losses / tokens[sample]).sum(), torch.count_nonzero(tokens)
+    counted = torch.as_tensor(count, dtype=torch.int, device=losses.device)
+    return total, counted, torch.stack((total.detach().double(), counted.double()))
 
 
 def forward_step(
-    batches: Iterator[TensorBatch], model: torch.nn.Module
+    batches: Iterator[TensorBatch], model: torch.nn.Module, *, reduction: str
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch through this pipeline stage (core's forward_step_func protocol)."""
     batch = next(batches)
-    return model(batch), partial(token_loss, batch)
+    return model(batch), partial(reduced_loss, reduction, batch)
 
 
 def run_batches(
@@ -64,18 +85,20 @@ def run_batches(
     num_microbatches: int,
     rows: int,
     *,
+    reduction: str,
     forward_only: bool,
 ) -> tuple[float, int]:
     """Run the microbatches of one global batch.
 
     Args:
         rows: rows of every pack of this step; pipeline stages exchange tensors of this length.
+        reduction: what counts alike, see ``reduced_loss``.
 
     Returns:
-        The summed token loss and the number of supervised tokens, over all ranks.
+        The summed loss and the number of things counted, over all ranks.
     """
     reports = get_forward_backward_func()(
-        forward_step_func=forward_step,
+        forward_step_func=partial(forward_step, reduction=reduction),
         data_iterator=batches,
         model=[wrapped],
         num_microbatches=num_microbatches,
@@ -100,6 +123,7 @@ def train_step(
     batches: Iterator[TensorBatch],
     num_microbatches: int,
     rows: int,
+    reduction: str = "token",
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
@@ -109,10 +133,12 @@ def train_step(
     """
     wrapped.zero_grad_buffer()
     optimizer.zero_grad()
-    total, count = run_batches(wrapped, batches, num_microbatches, rows, forward_only=False)
+    total, count = run_batches(
+        wrapped, batches, num_microbatches, rows, reduction=reduction, forward_only=False
+    )
     loss = total / max(count, 1)
     if not math.isfinite(loss):
-        raise TrainingDiverged(f"the loss is {loss} over {count} supervised tokens; {_REMEDY}")
+        raise TrainingDiverged(f"the loss is {loss} over {count} {COUNTED[reduction]}; {_REMEDY}")
     rates = learning_rates(optimizer)
     # Core computes the norm inside its step only, the same on every rank.
     updated, norm, _ = optimizer.step()
@@ -121,4 +147,4 @@ def train_step(
     if not math.isfinite(grad_norm):
         raise TrainingDiverged(f"the gradient norm is {grad_norm} at a loss of {loss}; {_REMEDY}")
     scheduler.step(increment=1)
-    return StepResult(loss=loss, loss_tokens=count, grad_norm=grad_norm, learning_rates=rates)
+    return StepResult(loss=loss, loss_count=count, grad_norm=grad_norm, learning_rates=rates)

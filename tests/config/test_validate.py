@@ -22,6 +22,15 @@ TP2 = {"tensor_model_parallel_size": 2}
         ({"tensor_model_parallel_size": 4}, 4),
         ({"num_query_groups": None, "kv_channels": 16, "hidden_size": 100}, 1),
         ({"global_batch_size": 12}, 4),
+        (
+            {
+                "decoder_first_pipeline_num_layers": 1,
+                "pipeline_model_parallel_size": 2,
+                "num_layers": 3,
+            },
+            2,
+        ),
+        ({"min_lr": 1e-4, "mm_vision_tower_lr": 1e-5}, 1),
         # Positions restart in each sample, so a pack may be longer than the model's reach.
         ({"seq_length": 5120}, 1),
         ({**FULL, "recompute_num_layers": 2, "pipeline_model_parallel_size": 2}, 2),
@@ -143,7 +152,6 @@ REFUSED = [
     ),
     ({"lr_warmup_fraction": 0.999}, 1, "--lr-warmup-fraction 0.999 = 100 steps|--train-iters 100"),
     ({"min_lr": 1e-2}, 1, "--min-lr 0.01|--lr 0.001"),
-    ({"min_lr": 1e-4, "mm_vision_tower_lr": 1e-5}, 1, "--min-lr 0.0001|--mm-vision-tower-lr 1e-05"),
     ({"mm_tunable_parts": ()}, 1, "--mm-tunable-parts is empty|mm_mlp_adapter"),
     (
         {"mm_tunable_parts": ("mm_resampler",)},
@@ -164,6 +172,27 @@ REFUSED = [
         {"mm_tunable_parts": ("mm_language_model",), "mm_projector_lr": 1e-3},
         1,
         "--mm-projector-lr 0.001|mm_mlp_adapter",
+    ),
+    ({"recompute_vision": True}, 1, "--recompute-vision|--recompute-granularity"),
+    (
+        {"decoder_first_pipeline_num_layers": 1},
+        1,
+        "--decoder-first-pipeline-num-layers 1|--pipeline-model-parallel-size 2 or more",
+    ),
+    (
+        {"decoder_last_pipeline_num_layers": 2, "pipeline_model_parallel_size": 4, "num_layers": 7},
+        4,
+        "--decoder-last-pipeline-num-layers 2|leaves 5 of --num-layers 7|3 other",
+    ),
+    (
+        {
+            "decoder_first_pipeline_num_layers": 1,
+            "decoder_last_pipeline_num_layers": 2,
+            "pipeline_model_parallel_size": 2,
+            "num_layers": 4,
+        },
+        2,
+        "first-pipeline-num-layers 1 and --decoder-last-pipeline-num-layers 2|leaves 1 of",
     ),
     (
         {**FULL, "recompute_activations": True},

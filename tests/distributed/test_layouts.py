@@ -7,6 +7,10 @@ LAYOUTS = {
     "tp2": (2, ["--tensor-model-parallel-size=2"]),
     "tp2-sp": (2, ["--tensor-model-parallel-size=2", "--sequence-parallel"]),
     "pp2": (2, ["--pipeline-model-parallel-size=2"]),
+    "pp2-uneven": (
+        2,
+        ["--pipeline-model-parallel-size=2", "--decoder-first-pipeline-num-layers=1"],
+    ),
     "tp2-pp2": (4, ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"]),
     "dp2": (2, []),
     "dp2-distributed-optimizer": (2, ["--use-distributed-optimizer"]),
@@ -88,11 +92,28 @@ def test_bfloat16_with_distributed_optimizer_stays_near_float32(pool, setup, one
     assert_same_steps(steps, one_rank, 3e-2)
 
 
+@pytest.mark.parametrize("reduction", ["sample", "microbatch-mean"])
+def test_other_reductions_of_the_loss_at_another_layout(pool, setup, one_rank, reduction):
+    flag = f"--loss-reduction={reduction}"
+    expected = pool.run(train, setup.arguments(flag))[0]["steps"]
+    assert expected[0]["lm loss"] != pytest.approx(one_rank[0]["lm loss"], rel=1e-4)
+    world_size, layout = LAYOUTS["tp2-pp2"]
+    steps = pool.run(train, setup.arguments(flag, *layout), world_size=world_size)[0]["steps"]
+    assert_same_steps(steps, expected, 1e-4)
+    steps = pool.run(train, setup.arguments(flag), world_size=2)[0]["steps"]
+    assert_same_steps(steps, expected, 1e-4)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--recompute-activations"],
-        ["--recompute-granularity=full", "--recompute-method=uniform", "--recompute-num-layers=1"],
+        ["--recompute-activations", "--recompute-vision"],
+        [
+            "--recompute-granularity=full",
+            "--recompute-method=uniform",
+            "--recompute-num-layers=1",
+            "--recompute-vision",
+        ],
     ],
     ids=["selective", "full"],
 )

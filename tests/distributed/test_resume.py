@@ -82,6 +82,44 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(pool, setup, tmp_path):
     assert len(pool.run(train, [*arguments, *saving(tmp_path)])[0]["steps"]) == 10
 
 
+def test_a_disk_that_is_full_to_the_last_byte_spoils_nothing(pool, setup, tmp_path):
+    """Not even the small files beside the checkpoints, which every save may write."""
+    arguments = setup.arguments(steps=20)
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changed = [*arguments, *saving(tmp_path), "--make-vocab-size-divisible-by=64"]
+    error = pool.run(train_until_disk_is_full, changed, 300)[0]
+    assert "untouched" in error and "\n" not in error
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("parts", ["mm_mlp_adapter", "mm_mlp_adapter,mm_vision_tower"])
+@pytest.mark.parametrize("flags", [[], ["--use-distributed-optimizer"]], ids=["", "distributed"])
+def test_a_stage_where_everything_is_frozen_saves_and_resumes(pool, setup, tmp_path, parts, flags):
+    pipeline = ["--pipeline-model-parallel-size=2", f"--mm-tunable-parts={parts}"]
+    arguments = setup.arguments(*pipeline, *flags, steps=20)
+    continuous = pool.run(train, arguments, world_size=2)[0]["steps"]
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")], world_size=2)
+    resumed = pool.run(train, [*arguments, *saving(tmp_path)], world_size=2)[0]["steps"]
+    assert resumed == continuous[10:]
+
+
+def test_rates_of_the_command_line_win_over_those_saved(pool, setup, tmp_path):
+    arguments = setup.arguments(steps=20)
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    changed = [flag for flag in arguments if not flag.startswith("--lr=")] + ["--lr=5e-4"]
+    expected = pool.run(train, changed)[0]["steps"][10:]
+    resumed = pool.run(train, [*changed, *saving(tmp_path)])[0]["steps"]
+    assert [step["lr"] for step in resumed] == [step["lr"] for step in expected]
+
+
+def test_another_ratio_of_rates_is_refused(pool, setup, tmp_path):
+    arguments = setup.arguments(steps=20)
+    pool.run(train, [*arguments, *saving(tmp_path, "--exit-interval=10")])
+    with pytest.raises(AssertionError, match="--mm-vision-tower-lr and --mm-projector-lr"):
+        pool.run(train, [*arguments, *saving(tmp_path), "--mm-vision-tower-lr=1e-4"])
+
+
 def test_not_enough_room_is_said_before_anything_is_written(pool, setup, tmp_path):
     error = pool.run(train_without_room, [*setup.arguments(steps=10), *saving(tmp_path)])[0]
     assert "7 are free" in error and "--save" in error

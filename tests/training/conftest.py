@@ -30,7 +30,13 @@ class Parts:
 
         rows = len(batches[0].position_ids)
         return train_step(
-            self.wrapped, self.optimizer, self.scheduler, iter(batches), len(batches), rows
+            self.wrapped,
+            self.optimizer,
+            self.scheduler,
+            iter(batches),
+            len(batches),
+            rows,
+            self.config.training.loss_reduction,
         )
 
     def weights(self) -> dict[str, torch.Tensor]:

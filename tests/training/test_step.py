@@ -34,9 +34,33 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens(make_parts, batches):
     with torch.no_grad():
         losses = torch.cat([parts.model(batch) for batch in batches]).double()
     result = parts.step(*batches)
-    assert result.loss_tokens == losses.numel() == sum(b.loss_rows.numel() for b in batches)
+    assert result.loss_count == losses.numel() == sum(b.loss_rows.numel() for b in batches)
     # A mean of the two packs' means would be another number.
     assert result.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sample", "microbatch-mean"])
+def test_samples_or_packs_may_weigh_alike(make_parts, batches, reduction):
+    parts = make_parts(loss_reduction=reduction, clip_grad=1e-3)
+    means = []
+    for batch in batches:
+        losses = parts.model(batch)
+        ends = batch.cu_seqlens[1:].tolist()
+        sample = [sum(row >= end for end in ends) for row in batch.loss_rows.tolist()]
+        parted = [
+            [loss for loss, s in zip(losses, sample, strict=True) if s == k] for k in range(9)
+        ]
+        parted = [part for part in parted if part] if reduction == "sample" else [list(losses)]
+        means += [torch.stack(part).mean() for part in parted]
+    assert len(means) == (3 if reduction == "sample" else 2)
+    expected = torch.stack(means).mean()
+    parameters = list(parts.model.parameters())
+    gradient = torch.autograd.grad(expected, parameters)
+    result = parts.step(*batches)
+    assert result.loss == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert result.loss_count == len(means)
+    norm = torch.cat([g.double().flatten() for g in gradient]).norm()
+    assert result.grad_norm == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_the_gradient_norm_is_that_before_clipping(make_parts, batches):
@@ -63,7 +87,7 @@ def test_a_pack_without_loss_rows_gives_nothing(make_parts):
     parts = make_parts(weight_decay=0.0)
     before = parts.weights()
     result = parts.step(without_labels(tiny_sample([(40, 20)], 6, 5)))
-    assert (result.loss, result.loss_tokens, result.grad_norm) == (0.0, 0, 0.0)
+    assert (result.loss, result.loss_count, result.grad_norm) == (0.0, 0, 0.0)
     assert all(torch.equal(before[name], w) for name, w in parts.weights().items())
 
 
@@ -71,7 +95,7 @@ def test_a_pack_without_loss_rows_changes_nothing_beside_another(make_parts, bat
     alone, beside = make_parts(), make_parts()
     empty = without_labels(tiny_sample([(40, 20)], 6, 5))
     expected, found = alone.step(batches[0]), beside.step(batches[0], empty)
-    assert found.loss == expected.loss and found.loss_tokens == expected.loss_tokens
+    assert found.loss == expected.loss and found.loss_count == expected.loss_count
     assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
 
 

@@ -1,0 +1,95 @@
+"""The state of core's optimizer with torch's Adam inside, which core handles only in part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+
+def lr_multiples(optimizer: MegatronOptimizer | None) -> list[float]:
+    """The rates of the parameter groups as multiples of --lr, the same on every rank."""
+    groups = optimizer.param_groups if optimizer is not None else []
+    return sorted({float(group["lr_mult"]) for group in groups})
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """Core's optimizers inside the chain that it makes of them."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    """The torch optimizers inside core's."""
+    return [part.optimizer for part in _parts(optimizer) if part.optimizer is not None]
+
+
+def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
+    """Give Adam a state where it has none: core's distributed optimizer reads the count there.
+
+    Args:
+        steps: the count for an Adam without parameters, on a stage where everything is frozen.
+    """
+    for part in _parts(optimizer):
+        if isinstance(part, DistributedOptimizer) and not part.get_parameters():
+            part.optimizer.state["no parameters"] = {"step": torch.tensor(float(steps))}
+    for adam in _adams(optimizer):
+        for parameter in (p for group in adam.param_groups for p in group["params"]):
+            if not adam.state[parameter]:
+                adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+@torch.no_grad()
+def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Load core's optimizer with torch's Adam inside, whose step count core does not handle."""
+    parts = _parts(optimizer)
+    settings = [_settings(group) for adam in _adams(optimizer) for group in adam.param_groups]
+    contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
+    moments = []
+    for content in contents:
+        reshardable = content.get("param_state_sharding_type") == "fully_reshardable"
+        moments.append(content.pop("param_state") if reshardable else None)
+    optimizer.load_state_dict(loaded)
+    for part, moment in zip(parts, moments, strict=True):
+        if moment is not None:
+            for adam_state in part.optimizer.state.values():
+                adam_state.pop("step", None)
+            part.load_parameter_state_from_fully_reshardable(moment)
+    _restore_step_counts(optimizer)
+    # What the command line says now wins over what it said when the checkpoint was saved.
+    groups = [group for adam in _adams(optimizer) for group in adam.param_groups]
+    for group, setting in zip(groups, settings, strict=True):
+        group.update(setting)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What flags decide about a parameter group of Adam; the scheduler sets the rate from it."""
+    return {name: group[name] for name in ("max_lr", "min_lr", "betas", "eps")}
+
+
+def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
+    """Give every state its own tensor with the saved count.
+
+    Core's distributed optimizer puts the count into the parameter groups, one shared tensor into
+    the states, and then copies the count from before the load over it.
+    """
+    for adam in _adams(optimizer):
+        for group in adam.param_groups:
+            for state in (adam.state[parameter] for parameter in group["params"]):
+                count = group["step"] if "step" in group else state["step"]
+                state["step"] = torch.tensor(float(count))
+
+
+def optimizer_metadata(sharding: str) -> dict[str, Any]:
+    """How core lays out the optimizer state; its own default refuses the distributed optimizer."""
+    return {
+        "distrib_optim_sharding_type": sharding,
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
