@@ -28,18 +28,18 @@ def check_shapes(
     found: Mapping[str, Shape],
     optional: Iterable[str] = (),
 ) -> None:
-    """ValueError listing missing, surplus and misshapen names, one per line.
+    """ValueError naming the missing, surplus and misshapen tensors, in one line.
 
     expected: the shape of each name, None where any shape will do. optional: names that may lack.
     """
     may_lack = set(optional)
     lines = [
-        f"missing   {name}: expected shape {shape}, found none"
+        f"missing {name}: expected shape {shape}, found none"
         for name, shape in expected.items()
         if name not in found and name not in may_lack
     ]
     lines += [
-        f"surplus   {name}: expected none, found shape {shape}"
+        f"surplus {name}: expected none, found shape {shape}"
         for name, shape in found.items()
         if name not in expected
     ]
@@ -49,10 +49,9 @@ def check_shapes(
         if name in found and shape is not None and tuple(found[name]) != tuple(shape)
     ]
     if lines:
-        more = f" (the first {LISTED} follow)" if len(lines) > LISTED else ""
-        raise ValueError(
-            "\n".join([f"{what}: {len(lines)} tensors do not fit{more}", *lines[:LISTED]])
-        )
+        more = f" (the first {LISTED})" if len(lines) > LISTED else ""
+        listed = "; ".join(lines[:LISTED])
+        raise ValueError(f"{what}: {len(lines)} tensors do not fit{more}: {listed}")
 
 
 def expected_hf_shapes(rows: Table) -> tuple[dict[str, Shape | None], set[str]]:

@@ -89,6 +89,6 @@ def verify(
         report = compare(reader, pairs, passthrough)
     if report.different:
         count = len(report.different)
-        head = f"{root} and {hf_folder} differ in {count} tensors"
-        raise ValueError("\n".join([head, *report.different[:LISTED]]))
+        listed = "; ".join(report.different[:LISTED])
+        raise ValueError(f"{root} and {hf_folder} differ in {count} tensors: {listed}")
     return report

@@ -1,5 +1,6 @@
 """Packing plans on disk, so that a resumed run and every rank of a node make a plan once."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,7 +49,9 @@ def cached_plan(
     plan = _read(path, key, len(lengths))
     if plan is None:
         plan = plan_epoch(lengths, capacity, seed=seed, epoch=epoch, window=window)
-        _write(path, key, plan)
+        # A folder that cannot be written to costs a plan made anew, seconds, and nothing else.
+        with contextlib.suppress(OSError):
+            _write(path, key, plan)
     return plan
 
 

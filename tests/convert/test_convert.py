@@ -116,20 +116,21 @@ def refused(folder, *words):
         to_megatron(folder)
     for word in words:
         assert word in str(caught.value), caught.value
-    return str(caught.value).splitlines()
+    assert "\n" not in str(caught.value)
+    return str(caught.value).split(": expected")[1:]
 
 
 def test_missing_surplus_and_misshapen_tensors_are_listed(llama, tmp_path):
     lines = refused(
         edited(llama, tmp_path / "missing", lambda t: t.pop(QUERY)),
-        f"missing   {QUERY}",
+        f"missing {QUERY}",
         "(64, 64)",
     )
-    assert len(lines) == 2
+    assert len(lines) == 1
     extra = "language_model.model.layers.1.self_attn.q_proj.bias"
     refused(
         edited(llama, tmp_path / "surplus", lambda t: t.update({extra: torch.zeros(64)})),
-        f"surplus   {extra}",
+        f"surplus {extra}",
         "(64,)",
     )
     refused(
@@ -145,7 +146,7 @@ def test_missing_surplus_and_misshapen_tensors_are_listed(llama, tmp_path):
                 del tensors[name]
 
     lines = refused(edited(llama, tmp_path / "many", drop_many), "12 tensors", "first 10")
-    assert len(lines) == 11
+    assert len(lines) == 10
 
 
 def test_buffers_are_passed_through(llama, tmp_path):
@@ -225,13 +226,13 @@ def test_one_dtype_for_all_parameters(llama, tmp_path):
 def test_an_incomplete_megatron_state_is_refused_before_the_first_tensor(llama):
     _, mapping, state, passthrough = to_megatron(llama)
     newline = state.pop("image_newline")
-    with pytest.raises(ValueError, match="missing   image_newline"):
+    with pytest.raises(ValueError, match="missing image_newline"):
         hf_state_from_megatron(state, mapping, passthrough)
     state["image_newline"] = newline[:-1]
     with pytest.raises(ValueError, match=r"misshapen image_newline.*\(64,\).*\(63,\)"):
         hf_state_from_megatron(state, mapping, passthrough)
     state["image_newline"] = newline
-    with pytest.raises(ValueError, match=r"18 tensors do not fit(.|\n)*missing   vision_tower"):
+    with pytest.raises(ValueError, match=r"18 tensors do not fit.*missing vision_tower"):
         hf_state_from_megatron(state, mapping, {})
 
 

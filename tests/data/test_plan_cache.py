@@ -79,3 +79,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="choose another --data-cache-path") as error:
         cached_plan(LENGTHS, 60, cache_path=tmp_path / "file", **OPTIONS)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_written_to_only_costs_the_plan_anew(tmp_path, made):
+    (tmp_path / "file").write_text("in the way")
+    for _ in range(2):
+        plan = cached_plan(LENGTHS, 60, cache_path=tmp_path / "file", **OPTIONS)
+        assert sorted(plan.sample_ids.tolist()) == list(range(50))
+    assert len(made) == 2
