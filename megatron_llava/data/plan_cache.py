@@ -49,7 +49,7 @@ def cached_plan(
     plan = _read(path, key, len(lengths))
     if plan is None:
         plan = plan_epoch(lengths, capacity, seed=seed, epoch=epoch, window=window)
-        # A folder that cannot be written to costs a plan made anew, seconds, and nothing else.
+        # A disk that fills up meanwhile costs a plan made anew, seconds, and nothing else.
         with contextlib.suppress(OSError):
             _write(path, key, plan)
     return plan

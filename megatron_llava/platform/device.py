@@ -55,6 +55,18 @@ def set_up_device(device: str) -> torch.device:
     return target
 
 
+def connections_remark(device: str, tensor_model_parallel_size: int) -> str | None:
+    """What to tell the user about CUDA_DEVICE_MAX_CONNECTIONS, None where there is nothing to tell.
+
+    With one connection kernels start in the order of their launch, which is what lets core overlap
+    tensor-parallel communication with the products around it on GPUs before Blackwell.
+    """
+    wanted = device == "cuda" and tensor_model_parallel_size > 1
+    if not wanted or os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1":
+        return None
+    return "set CUDA_DEVICE_MAX_CONNECTIONS=1 to overlap tensor-parallel communication fully"
+
+
 def silence_core_warnings() -> None:
     """Hide what core says at import about optional extras and about its own use of torch.
 

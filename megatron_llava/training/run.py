@@ -11,7 +11,9 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
 from megatron_llava.data.store import Store
+from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
+from megatron_llava.platform.device import connections_remark
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
@@ -49,6 +51,9 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     Raises:
         ValueError: one line for the user.
     """
+    remark = connections_remark(device.type, config.parallel.tensor_model_parallel_size)
+    if remark is not None:
+        reporter.message(remark)
     settings = image_settings(config)
     num_microbatches = config.num_microbatches(dist.get_world_size())
     store = Store(config.data.data_path)
@@ -85,18 +90,9 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         consumed_packs=0,
         data_fingerprint=schedule.fingerprint,
     )
-    if start is not None and resume:
-        root, iteration = start
-        remarks = load_training_state(
-            root,
-            int(iteration),
-            state,
-            with_optimizer=not config.checkpoint.no_load_optim,
-            with_rng=not config.checkpoint.no_load_rng,
-        )
+    if resume:
+        _resume(config, start, state, reporter)
         source.resume_at(state.consumed_packs)
-        for remark in [*remarks, f"resumed {root} at step {state.iteration}"]:
-            reporter.message(remark)
     elif start is not None:
         reporter.message(f"starting from {start[0]} ({start[1]})")
     else:
@@ -115,6 +111,22 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
+
+
+def _resume(
+    config: RunConfig, start: tuple[str, Iteration], state: TrainingState, reporter: Reporter
+) -> None:
+    """Load the run that ``start`` holds into ``state``."""
+    root, iteration = start
+    remarks = load_training_state(
+        root,
+        int(iteration),
+        state,
+        with_optimizer=not config.checkpoint.no_load_optim,
+        with_rng=not config.checkpoint.no_load_rng,
+    )
+    for remark in [*remarks, f"resumed {root} at step {state.iteration}"]:
+        reporter.message(remark)
 
 
 def _training_schedule(

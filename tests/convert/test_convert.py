@@ -117,16 +117,16 @@ def refused(folder, *words):
     for word in words:
         assert word in str(caught.value), caught.value
     assert "\n" not in str(caught.value)
-    return str(caught.value).split(": expected")[1:]
+    return str(caught.value)
 
 
 def test_missing_surplus_and_misshapen_tensors_are_listed(llama, tmp_path):
-    lines = refused(
+    text = refused(
         edited(llama, tmp_path / "missing", lambda t: t.pop(QUERY)),
         f"missing {QUERY}",
         "(64, 64)",
     )
-    assert len(lines) == 1
+    assert text.count(": expected") == 1
     extra = "language_model.model.layers.1.self_attn.q_proj.bias"
     refused(
         edited(llama, tmp_path / "surplus", lambda t: t.update({extra: torch.zeros(64)})),
@@ -145,8 +145,8 @@ def test_missing_surplus_and_misshapen_tensors_are_listed(llama, tmp_path):
             if name != "language_model.model.layers.0.self_attn.q_proj.weight":
                 del tensors[name]
 
-    lines = refused(edited(llama, tmp_path / "many", drop_many), "12 tensors", "first 10")
-    assert len(lines) == 10
+    text = refused(edited(llama, tmp_path / "many", drop_many), "12 tensors", "first 10")
+    assert text.count(": expected") == 10
 
 
 def test_buffers_are_passed_through(llama, tmp_path):
@@ -183,8 +183,7 @@ def test_a_config_that_contradicts_the_tensors(llama, tmp_path, section, key, va
         (config[section] if section else config)[key] = value
 
     source = with_config(llama, tmp_path / "hf", change)
-    lines = refused(source, key, str(source))
-    assert len(lines) == 1
+    refused(source, key, str(source))
 
 
 def test_an_image_size_that_contradicts_the_positions(llama, tmp_path):

@@ -81,9 +81,12 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_cannot_be_written_to_only_costs_the_plan_anew(tmp_path, made):
-    (tmp_path / "file").write_text("in the way")
+def test_a_full_disk_only_costs_the_plan_anew(tmp_path, made, monkeypatch):
+    def full(*args, **arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plan_cache.np, "savez", full)
     for _ in range(2):
-        plan = cached_plan(LENGTHS, 60, cache_path=tmp_path / "file", **OPTIONS)
+        plan = cached_plan(LENGTHS, 60, cache_path=tmp_path, **OPTIONS)
         assert sorted(plan.sample_ids.tolist()) == list(range(50))
-    assert len(made) == 2
+    assert len(made) == 2 and not list(tmp_path.iterdir())

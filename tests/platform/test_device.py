@@ -66,3 +66,13 @@ def test_a_world_of_one_under_torchrun(cpu_platform):
     variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     assert run_python(WORLD.format(after="break"), **variables, **address) == "joined\n"
+
+
+def test_the_remark_on_connections_is_for_tensor_parallel_gpus_only(monkeypatch):
+    from megatron_llava.platform.device import connections_remark
+
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    assert "CUDA_DEVICE_MAX_CONNECTIONS=1" in connections_remark("cuda", 2)
+    assert connections_remark("cpu", 2) is None and connections_remark("cuda", 1) is None
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    assert connections_remark("cuda", 2) is None
