@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -83,6 +84,11 @@ def train(arguments: list[str], *, with_weights: bool = False) -> dict[str, Any]
 def train_until_disk_is_full(arguments: list[str], limit_bytes: int) -> str:
     """Train with no file allowed to grow beyond a limit; returns the error that ended it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Output may go to a file that has grown beyond the limit already.
+    saved = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
         train(arguments)
@@ -90,6 +96,10 @@ def train_until_disk_is_full(arguments: list[str], limit_bytes: int) -> str:
         return str(error)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        for stream, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, stream)
+            os.close(original)
+        os.close(nowhere)
     return ""
 
 

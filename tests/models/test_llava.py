@@ -187,15 +187,16 @@ RECOMPUTE = {
 }
 
 
+@pytest.mark.parametrize("vision", [False, True], ids=["decoder", "tower-too"])
 @pytest.mark.parametrize("how", RECOMPUTE.values(), ids=RECOMPUTE)
-def test_recomputing_activations_changes_no_bit(how):
+def test_recomputing_activations_changes_no_bit(how, vision):
     samples = mixed_samples()
     expected = losses_and_gradients(tiny_model(tiny_config()), pack(tiny_config(), samples))
-    config = tiny_config(**{"recompute_granularity": "full", **how})
+    config = tiny_config(**{"recompute_granularity": "full", "recompute_vision": vision, **how})
     model = tiny_model(config)
-    assert model.vision_model.decoder.config.recompute_granularity == (
-        how.get("recompute_granularity", "full")
-    )
+    granularity = how.get("recompute_granularity", "full")
+    tower = model.vision_model.decoder.config
+    assert tower.recompute_granularity == (granularity if vision else None)
     forwards = count_forwards(model.language_model.decoder.layers[0])
     found = losses_and_gradients(model, pack(config, samples))
     assert_bitwise(found, expected)
