@@ -1,0 +1,124 @@
+"""What only a GPU can show; skipped, visibly, where there is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_checkpoints import tiny_llava_next
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_attention_equals_the_cpu(groups, causal):
+    from megatron_llava.ops.attention import packed_attention
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = [7, 120, 1, 64]
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    shapes = [(sum(lengths), heads, 64) for heads in (4, groups, groups)]
+    reference = [torch.randn(shape, generator=generator).bfloat16().float() for shape in shapes]
+    upstream = torch.randn(sum(lengths), 4 * 64, generator=generator)
+
+    def run(device, dtype):
+        inputs = [t.to(device, dtype).detach().requires_grad_() for t in reference]
+        output = packed_attention(
+            *inputs, cu_seqlens.to(device), max(lengths), causal=causal, scale=0.125
+        )
+        gradients = torch.autograd.grad(output, inputs, upstream.to(device, dtype))
+        return [t.float().cpu() for t in (output, *gradients)]
+
+    for expected, found in zip(run("cpu", torch.float32), run("cuda", torch.bfloat16), strict=True):
+        assert (found - expected).norm() < 2e-2 * expected.norm()
+    for expected, found in zip(run("cpu", torch.float32), run("cuda", torch.float32), strict=True):
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_visual_pack_equals_the_cpu():
+    from megatron_llava.ops.visual_pack import visual_pack
+
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randn(rows, 96, generator=generator) for rows in (50, 1, 40)]
+    taps = torch.randint(0, 91, (200, 4), generator=generator)
+    weights = torch.rand(200, 4, generator=generator) * (torch.rand(200, 4) > 0.5)
+
+    def run(device):
+        inputs = [table.to(device).detach().requires_grad_() for table in tables]
+        output = visual_pack(*inputs, taps.to(device), weights.to(device))
+        return [
+            output.cpu(),
+            *(g.cpu() for g in torch.autograd.grad(output.square().sum(), inputs)),
+        ]
+
+    for expected, found in zip(run("cpu"), run("cuda"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A converted tiny checkpoint and a store of 32 samples."""
+    folder = tmp_path_factory.mktemp("cuda")
+    tiny_llava_next(folder / "hf", "llama", "clip")
+    generator = np.random.default_rng(0)
+    records = []
+    for number in range(32):
+        width, height = (int(side) for side in generator.integers(40, 180, 2))
+        pixels = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        turns = [
+            {"from": "human", "value": "<image>\nwhat is it?"},
+            {"from": "gpt", "value": ("red", "blue cat")[number % 2]},
+        ]
+        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(records))
+    convert = ["tools/convert_checkpoint.py", "--from", "hf", "--to", "megatron"]
+    command(*convert, "--load", folder / "hf", "--save", folder / "megatron")
+    preprocess = ["tools/preprocess_data.py", "--input", folder / "data.json"]
+    preprocess += ["--image-folder", folder, "--tokenizer-model", folder / "hf"]
+    command(*preprocess, "--conversation-template", "v1", "--output-prefix", folder / "store")
+    return folder
+
+
+@pytest.mark.parametrize("flags", [["--bf16"], ["--bf16", "--recompute-activations"], []])
+def test_training_on_one_gpu_stays_near_the_cpu(run_folder, tmp_path, flags):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        log = tmp_path / f"{device}.jsonl"
+        train = ["-m", "megatron_llava.train", "--device", device, "--log-file", log]
+        train += ["--pretrained-checkpoint", run_folder / "megatron"]
+        train += ["--data-path", run_folder / "store", "--seq-length", 512, "--train-iters", 4]
+        command(*train, "--global-batch-size", 2, "--lr", "1e-3", "--log-interval", 1, *flags)
+        losses[device] = [json.loads(line)["lm loss"] for line in log.read_text().splitlines()]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=3e-2 if flags else 1e-3)
+
+
+def test_a_checkpoint_of_the_gpu_resumes_and_answers(run_folder, tmp_path):
+    train = ["-m", "megatron_llava.train", "--device", "cuda", "--bf16", "--train-iters", 4]
+    train += ["--pretrained-checkpoint", run_folder / "megatron", "--seq-length", 512]
+    train += ["--data-path", run_folder / "store", "--lr", "1e-3", "--use-distributed-optimizer"]
+    train += ["--save", tmp_path / "run", "--load", tmp_path / "run", "--save-interval", 2]
+    command(*train, "--exit-interval", 2)
+    assert "resumed" in command(*train)
+    evaluate = ["tools/evaluate.py", "--device", "cuda", "--bf16", "--load", tmp_path / "run"]
+    evaluate += ["--input", run_folder / "data.json", "--image-folder", run_folder]
+    said = command(*evaluate, "--conversation-template", "v1", "--max-new-tokens", 4)
+    assert "32 questions" in said
