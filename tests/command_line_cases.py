@@ -225,7 +225,9 @@ def usages(folder: Path) -> dict[str, Case]:
     valid = {case.program: case.arguments for case in one_run(folder).values()}
     for name, path in TOOLS.items():
         made[f"{name} --help"] = Case(path, ["--help"], [], 0)
-        made[f"{name} --inptu"] = Case(path, [*valid[path], "--inptu"])
+        # What the run does not use compares two layouts; their common flags come last.
+        arguments = valid.get(path, ["--first", "1", "--second", "1", "--", "--lr", "1"])
+        made[f"{name} --inptu"] = Case(path, ["--inptu", *arguments])
     return made
 
 
