@@ -75,8 +75,9 @@ def train(arguments: list[str], *, with_weights: bool = False) -> dict[str, Any]
     result = dict(vars(recorder))
     if with_weights:
         result["weights"] = {
-            name: parameter.detach().float().numpy()
-            for name, parameter in trainer.model.named_parameters()
+            f"{number}.{name}": parameter.detach().float().numpy()
+            for number, model in enumerate(trainer.models)
+            for name, parameter in model.named_parameters()
         }
     return result
 

@@ -33,6 +33,22 @@ class ParallelConfig:
         minimum=1,
         default_text="an even share",
     )
+    num_layers_per_virtual_pipeline_stage: int | None = flag(
+        None,
+        "Decoder layers of one virtual stage: each rank holds several of them, interleaved, "
+        "which shrinks the pipeline's bubble",
+        minimum=1,
+        default_text="one stage per rank",
+    )
+    num_virtual_stages_per_pipeline_rank: int | None = flag(
+        None,
+        "The same said as a number of virtual stages on each rank; also for uneven stages",
+        minimum=1,
+        default_text="1",
+    )
+    no_overlap_p2p_communication: bool = flag(
+        False, "With virtual stages, send and receive apart from the computation"
+    )
     sequence_parallel: bool = flag(
         False, "Split norms and dropouts along the sequence over the tensor-parallel ranks"
     )

@@ -28,14 +28,92 @@ def check_stages(config: RunConfig) -> None:
         )
 
 
-def smallest_stage(config: RunConfig) -> int:
-    """Decoder layers of the pipeline stage that has the fewest; ``check_stages`` holds."""
+def check_virtual_stages(config: RunConfig) -> None:
+    """The layers of each rank divide among its virtual stages, and core's schedule can run them."""
     parallel = config.parallel
-    layers, stages = known(config.language.num_layers), parallel.pipeline_model_parallel_size
-    apart = (parallel.decoder_first_pipeline_num_layers, parallel.decoder_last_pipeline_num_layers)
-    given = [count for count in apart if count is not None]
-    others = stages - len(given)
-    return min([*given, *([(layers - sum(given)) // others] if others else [])])
+    ranks = parallel.pipeline_model_parallel_size
+    layers_each = parallel.num_layers_per_virtual_pipeline_stage
+    stages_each = parallel.num_virtual_stages_per_pipeline_rank
+    if layers_each is None and stages_each is None:
+        if parallel.no_overlap_p2p_communication:
+            raise ValueError(
+                "--no-overlap-p2p-communication is for virtual pipeline stages, which are not "
+                "asked for: drop it"
+            )
+        return
+    if layers_each is not None and stages_each is not None:
+        raise ValueError(
+            f"--num-layers-per-virtual-pipeline-stage {layers_each} and "
+            f"--num-virtual-stages-per-pipeline-rank {stages_each} say the same: give one"
+        )
+    said = (
+        f"--num-layers-per-virtual-pipeline-stage {layers_each}"
+        if layers_each is not None
+        else f"--num-virtual-stages-per-pipeline-rank {stages_each}"
+    )
+    if ranks == 1:
+        raise ValueError(f"{said} needs --pipeline-model-parallel-size 2 or more, not 1: drop it")
+    _check_layers_of_virtual_stages(config, said)
+    # Core's schedule then gives right losses and wrong gradients, and says nothing.
+    if config.virtual_stages and ranks == 2 and parallel.no_overlap_p2p_communication:
+        raise ValueError(
+            f"--no-overlap-p2p-communication with {said} needs --pipeline-model-parallel-size 3 or "
+            "more, not 2: drop it"
+        )
+
+
+def _check_layers_of_virtual_stages(config: RunConfig, said: str) -> None:
+    parallel = config.parallel
+    layers, ranks = known(config.language.num_layers), parallel.pipeline_model_parallel_size
+    layers_each = parallel.num_layers_per_virtual_pipeline_stage
+    if layers_each is None:
+        for count in sorted(set(layers_of_stages(config))):
+            if count % known(parallel.num_virtual_stages_per_pipeline_rank) != 0:
+                raise ValueError(
+                    f"{said} does not divide the {count} layers of a rank (--num-layers {layers} "
+                    f"over --pipeline-model-parallel-size {ranks}): give a divisor of {count}"
+                )
+        return
+    if len(set(layers_of_stages(config))) > 1:
+        raise ValueError(
+            f"{said} needs as many layers on every rank: with uneven stages give "
+            "--num-virtual-stages-per-pipeline-rank"
+        )
+    if layers // ranks % layers_each != 0:
+        raise ValueError(
+            f"{said} does not divide the {layers // ranks} layers of a rank (--num-layers "
+            f"{layers} over --pipeline-model-parallel-size {ranks}): give a divisor of "
+            f"{layers // ranks}"
+        )
+
+
+def check_virtual_microbatches(config: RunConfig, num_microbatches: int) -> None:
+    """Virtual stages take turns in groups of as many microbatches as there are ranks."""
+    ranks = config.parallel.pipeline_model_parallel_size
+    if config.virtual_stages and num_microbatches % ranks != 0:
+        raise ValueError(
+            f"virtual pipeline stages need the {num_microbatches} microbatches of a step "
+            f"(--global-batch-size over the data-parallel ranks) to be a multiple of "
+            f"--pipeline-model-parallel-size {ranks}: change --global-batch-size"
+        )
+
+
+def layers_of_stages(config: RunConfig) -> list[int]:
+    """Decoder layers of each pipeline rank, in order; ``check_stages`` holds."""
+    parallel = config.parallel
+    layers, ranks = known(config.language.num_layers), parallel.pipeline_model_parallel_size
+    first = parallel.decoder_first_pipeline_num_layers
+    last = parallel.decoder_last_pipeline_num_layers
+    given = [count for count in (first, last) if count is not None]
+    others = ranks - len(given)
+    share = (layers - sum(given)) // others if others else 0
+    middle = [share] * others
+    return [*([first] if first is not None else []), *middle, *([last] if last is not None else [])]
+
+
+def smallest_stage(config: RunConfig) -> int:
+    """Decoder layers of the model chunk that has the fewest; ``check_virtual_stages`` holds."""
+    return min(layers_of_stages(config)) // (config.virtual_stages or 1)
 
 
 def check_language(config: RunConfig) -> None:
@@ -68,8 +146,15 @@ def check_vision(config: RunConfig) -> None:
     ffn = known(vision.vision_ffn_hidden_size)
     width = known(vision.vision_hidden_size)
     check_divisible("--vision-hidden-size", width, "--vision-num-attention-heads", heads)
-    check_divisible("--vision-num-attention-heads", heads, tensor_flag, tensor)
-    check_divisible("--vision-ffn-hidden-size", ffn, tensor_flag, tensor)
+    for number_flag, number in (
+        ("--vision-num-attention-heads", heads),
+        ("--vision-ffn-hidden-size", ffn),
+    ):
+        if number % tensor != 0:
+            raise ValueError(
+                f"{number_flag} {number} cannot be divided by {tensor_flag} {tensor}: give a "
+                f"{tensor_flag} that divides {number}"
+            )
     image, patch = known(vision.vision_image_size), known(vision.vision_patch_size)
     if patch > image:
         raise ValueError(

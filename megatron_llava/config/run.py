@@ -65,20 +65,35 @@ class RunConfig:
         return dataclasses.replace(self, sources=sources, **groups)
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Ranks that hold the same weights: world / (TP * PP).
+        """Ranks that hold the same weights and read other data: world / (TP * PP).
 
         Raises:
             ValueError: the world cannot be divided so.
         """
-        tensor = self.parallel.tensor_model_parallel_size
-        pipeline = self.parallel.pipeline_model_parallel_size
-        if world_size % (tensor * pipeline) != 0:
+        parallel = self.parallel
+        tensor, pipeline = (
+            parallel.tensor_model_parallel_size,
+            parallel.pipeline_model_parallel_size,
+        )
+        replica = tensor * pipeline
+        if world_size % replica != 0:
             raise ValueError(
                 f"{world_size} ranks cannot be divided by --tensor-model-parallel-size {tensor} "
-                f"times --pipeline-model-parallel-size {pipeline} = {tensor * pipeline}: "
-                f"start a multiple of {tensor * pipeline} ranks"
+                f"times --pipeline-model-parallel-size {pipeline} = {replica}: "
+                f"start a multiple of {replica} ranks"
             )
-        return world_size // (tensor * pipeline)
+        return world_size // replica
+
+    @property
+    def virtual_stages(self) -> int | None:
+        """Virtual pipeline stages on each rank, None for ordinary pipelines; rules hold."""
+        parallel = self.parallel
+        stages = parallel.num_virtual_stages_per_pipeline_rank
+        if parallel.num_layers_per_virtual_pipeline_stage is not None:
+            assert self.language.num_layers is not None
+            on_rank = self.language.num_layers // parallel.pipeline_model_parallel_size
+            stages = on_rank // parallel.num_layers_per_virtual_pipeline_stage
+        return stages if stages is not None and stages > 1 else None
 
     def global_batch_size(self, world_size: int) -> int:
         """Packs per optimizer step: as given, else one micro-batch per data-parallel rank."""

@@ -35,6 +35,8 @@ def validate(config: RunConfig, world_size: int) -> None:
     _check_required(config)
     rules_training.check_batch(config, world_size)
     rules_model.check_stages(config)
+    rules_model.check_virtual_stages(config)
+    rules_model.check_virtual_microbatches(config, config.num_microbatches(world_size))
     rules_model.check_language(config)
     rules_model.check_vision(config)
     rules_model.check_data_parallel(config)

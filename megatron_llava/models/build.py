@@ -21,20 +21,25 @@ PROJECTORS = {"mlp2x_gelu": Projector}
 
 
 def build_llava_model(
-    config: RunConfig, *, pre_process: bool = True, post_process: bool = True
+    config: RunConfig,
+    *,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
 ) -> LlavaModel:
-    """Build this rank's part of the model; core's process groups must exist.
+    """Build this rank's part of the model, or one of its parts; core's process groups must exist.
 
     Args:
         config: a validated configuration whose model fields are filled.
         pre_process: this is the first pipeline stage: it has the embedding, tower and projector.
         post_process: this is the last pipeline stage: it has the output layer.
+        vp_stage: which of the rank's virtual pipeline stages this is, None where it has one part.
     """
     language = config.language
     core = language_transformer_config(config)
     language_model = GPTModel(
         core,
-        language_block_spec(core, config.parallel.transformer_impl),
+        language_block_spec(core, config.parallel.transformer_impl, vp_stage),
         vocab_size=language.padded_vocab_size(config.parallel.tensor_model_parallel_size),
         max_sequence_length=language.max_position_embeddings,
         pre_process=pre_process,
@@ -43,6 +48,7 @@ def build_llava_model(
         position_embedding_type="rope",
         rotary_base=language.rotary_base,
         scatter_embedding_sequence_parallel=False,
+        vp_stage=vp_stage,
     )
     vision_model = vision_projection = None
     if pre_process:

@@ -28,6 +28,9 @@ def params_dtype(config: RunConfig) -> torch.dtype:
 def language_transformer_config(config: RunConfig) -> TransformerConfig:
     """The decoder: RMSNorm, SwiGLU, grouped-query attention, no biases but an optional QKV bias."""
     language = config.language
+    # Core overlaps with interleaved stages only. Lengths are equal within a step, so that it never
+    # has to send them ahead: variable_seq_lengths hangs with batched exchanges over four ranks.
+    overlap_p2p = bool(config.virtual_stages) and not config.parallel.no_overlap_p2p_communication
     return TransformerConfig(
         **_shared(config),
         **_recompute(config),
@@ -46,6 +49,9 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
         init_method_std=language.init_method_std,
         sequence_parallel=config.parallel.sequence_parallel,
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=config.virtual_stages,
+        overlap_p2p_comm=overlap_p2p,
+        batch_p2p_comm=not overlap_p2p,
         num_layers_in_first_pipeline_stage=config.parallel.decoder_first_pipeline_num_layers,
         num_layers_in_last_pipeline_stage=config.parallel.decoder_last_pipeline_num_layers,
         pipeline_dtype=params_dtype(config),

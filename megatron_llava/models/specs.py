@@ -143,12 +143,14 @@ def mlp_submodules() -> MLPSubmodules:
     return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
 
-def language_block_spec(config: TransformerConfig, transformer_impl: str) -> Any:
+def language_block_spec(
+    config: TransformerConfig, transformer_impl: str, vp_stage: int | None = None
+) -> Any:
     """The decoder of the language model: causal layers and a final norm."""
     if transformer_impl == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec()
     layer = local_layer_spec(AttnMaskType.causal)
-    layers = get_num_layers_to_build(config)
+    layers = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
 
 

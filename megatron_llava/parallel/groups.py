@@ -12,11 +12,16 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_llava.config.parallel import ParallelConfig
 
 
-def initialize_groups(parallel: ParallelConfig) -> None:
-    """Create the tensor-, pipeline- and data-parallel groups over the running processes."""
+def initialize_groups(parallel: ParallelConfig, virtual_stages: int | None = None) -> None:
+    """Create the tensor-, pipeline- and data-parallel groups over the running processes.
+
+    Args:
+        virtual_stages: virtual pipeline stages on each rank, None for one ordinary stage.
+    """
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_stages,
         distributed_timeout_minutes=int(parallel.distributed_timeout_minutes),
     )
 

@@ -39,7 +39,8 @@ from megatron_llava.training.optimizer_state import (
 class TrainingState:
     """Everything that a checkpoint holds."""
 
-    model: LlavaModel
+    models: list[LlavaModel]
+    """This rank's parts of the model: one, or as many as it has virtual stages."""
     optimizer: MegatronOptimizer | None
     scheduler: OptimizerParamScheduler | None
     distributed_optimizer: bool
@@ -72,8 +73,9 @@ def save_training_state(
     Raises:
         CheckpointError: it could not be written; the checkpoints before it stay in force.
     """
+    models = _sharded_models(state.models)
     content: dict[str, Any] = {
-        "model": state.model.sharded_state_dict(),
+        **models,
         "rng_state": _sharded_rng_state(),
         "iteration": state.iteration,
         "consumed_packs": state.consumed_packs,
@@ -88,26 +90,36 @@ def save_training_state(
         sharding = "fully_reshardable" if fully_reshardable else "dp_reshardable"
         content["optimizer_sharding"] = sharding
         content["optimizer"] = state.optimizer.sharded_state_dict(
-            content["model"], is_loading=False, metadata=optimizer_metadata(sharding)
+            models, is_loading=False, metadata=optimizer_metadata(sharding)
         )
         content["opt_param_scheduler"] = state.scheduler.state_dict()
     save_sharded(root, state.iteration, content, checkpoint_format, write_beside)
 
 
-def load_weights(root: str, iteration: Iteration, model: LlavaModel) -> None:
+def load_weights(root: str, iteration: Iteration, models: list[LlavaModel]) -> None:
     """Load only the weights of a checkpoint, at any layout.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    wanted = model.sharded_state_dict()
+    wanted = _sharded_models(models)
     # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
-    wanted = {key: value for key, value in wanted.items() if not key.endswith("_extra_state")}
-    loaded = load_sharded(root, iteration, {"model": wanted}, strict=False)
-    missing, unexpected = model.load_state_dict(loaded["model"], strict=False)
-    missing = [key for key in missing if not key.endswith("_extra_state")]
-    if missing or unexpected:
-        raise CheckpointError(f"{root}: lacks {missing[:3]} and has {unexpected[:3]} for the model")
+    for name, part in wanted.items():
+        wanted[name] = {k: v for k, v in part.items() if not k.endswith("_extra_state")}
+    loaded = load_sharded(root, iteration, wanted, strict=False)
+    for model, name in zip(models, wanted, strict=True):
+        missing, unexpected = model.load_state_dict(loaded[name], strict=False)
+        missing = [key for key in missing if not key.endswith("_extra_state")]
+        if missing or unexpected:
+            raise CheckpointError(
+                f"{root}: lacks {missing[:3]} and has {unexpected[:3]} for the model"
+            )
+
+
+def _sharded_models(models: list[LlavaModel]) -> dict[str, Any]:
+    """Core's sharded state dicts of this rank's parts, under Megatron's names for them."""
+    names = ["model"] if len(models) == 1 else [f"model{number}" for number in range(len(models))]
+    return {name: model.sharded_state_dict() for name, model in zip(names, models, strict=True)}
 
 
 def load_training_state(
@@ -132,12 +144,13 @@ def load_training_state(
     remarks = []
     if with_optimizer:
         _check_optimizer(root, iteration, common, state)
-    content: dict[str, Any] = {"model": state.model.sharded_state_dict()}
+    models = _sharded_models(state.models)
+    content: dict[str, Any] = dict(models)
     if with_optimizer and state.optimizer is not None:
         allocate_adam_state(state.optimizer)
         with torch.no_grad():
             content["optimizer"] = state.optimizer.sharded_state_dict(
-                content["model"],
+                models,
                 is_loading=True,
                 metadata=optimizer_metadata(common["optimizer_sharding"]),
             )
@@ -148,7 +161,8 @@ def load_training_state(
             f"random states are not restored: saved at {common['layout']}, now {layout()}"
         )
     loaded = load_sharded(root, iteration, content, strict=False)
-    state.model.load_state_dict(loaded["model"], strict=True)
+    for model, name in zip(state.models, models, strict=True):
+        model.load_state_dict(loaded[name], strict=True)
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
         load_optimizer(state.optimizer, loaded["optimizer"])
         state.scheduler.load_state_dict(common["opt_param_scheduler"])

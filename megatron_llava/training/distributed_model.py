@@ -22,27 +22,47 @@ from megatron_llava.training.freeze import freeze_parts
 
 def build_distributed_model(
     config: RunConfig, device: torch.device
-) -> tuple[LlavaModel, DistributedDataParallel]:
-    """Build this pipeline stage and wrap it.
+) -> tuple[list[LlavaModel], list[DistributedDataParallel]]:
+    """Build this pipeline rank's parts and wrap each: one, or as many as it has virtual stages.
 
     Returns:
-        The bare model (names and layout as in a checkpoint) and the wrapped one that is trained.
+        The bare models (names and layout as in a checkpoint) and the wrapped ones that are trained.
     """
+    stages = config.virtual_stages
+    models, wrapped = [], []
+    for number, vp_stage in enumerate(range(stages) if stages else [None]):
+        model = _build_part(config, vp_stage)
+        if device.type == "cuda":
+            model.cuda(device)
+        module = Float16Module(model.config, model) if config.precision.bf16 else model
+        models.append(model)
+        wrapped.append(
+            DistributedDataParallel(
+                model.config,
+                _ddp_config(config),
+                module,
+                # The reduction of later parts is overlapped with earlier parts' backward anyway.
+                disable_bucketing=number > 0,
+            )
+        )
+    _connect_overlaps(config, wrapped)
+    return models, wrapped
+
+
+def _build_part(config: RunConfig, vp_stage: int | None) -> LlavaModel:
+    """One part of this rank's model, with what is frozen in it."""
+    ends = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = build_llava_model(
         config,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(**ends),
+        post_process=parallel_state.is_pipeline_last_stage(**ends),
+        vp_stage=vp_stage,
     )
     freeze_parts(model, config.training.mm_tunable_parts)
     for parameter in model.parameters():
         # Core's optimizer needs to know which parameters tensor-parallel ranks share.
         set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-    if device.type == "cuda":
-        model.cuda(device)
-    module = Float16Module(model.config, model) if config.precision.bf16 else model
-    wrapped = DistributedDataParallel(model.config, _ddp_config(config), module)
-    _connect_overlaps(config, wrapped)
-    return model, wrapped
+    return model
 
 
 def _ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
@@ -57,9 +77,13 @@ def _ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
     )
 
 
-def _connect_overlaps(config: RunConfig, wrapped: DistributedDataParallel) -> None:
-    """Tell core's schedules how to delay, start and finish the reduction of gradients."""
-    core = wrapped.module.config
+def _connect_overlaps(config: RunConfig, wrapped: list[DistributedDataParallel]) -> None:
+    """Tell core's schedules how to delay, start and finish the reduction of gradients.
+
+    The schedules ask the first part's configuration.
+    """
+    core = wrapped[0].module.config
     core.finalize_model_grads_func = finalize_model_grads
     if config.parallel.overlap_grad_reduce:
-        core.no_sync_func = wrapped.no_sync
+        pauses = [part.no_sync for part in wrapped]
+        core.no_sync_func = pauses if len(pauses) > 1 else pauses[0]

@@ -47,6 +47,8 @@ class Trainer:
     """Runs steps from ``iteration`` to ``--train-iters``, evaluating, logging and saving.
 
     Attributes:
+        models: this rank's parts of the model, as in a checkpoint.
+        wrapped: the same in core's wrappers.
         make_validation: a fresh source over the held-out store, None without one.
         side_files: the root whose architecture and Hugging Face files go along with a save.
         iteration: steps already done.
@@ -54,8 +56,8 @@ class Trainer:
 
     config: RunConfig
     device: torch.device
-    model: LlavaModel
-    wrapped: DistributedDataParallel
+    models: list[LlavaModel]
+    wrapped: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     source: BatchSource
@@ -73,7 +75,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, or to the next multiple of ``--exit-interval``."""
         training, checkpoint = self.config.training, self.config.checkpoint
-        self.wrapped.train()
+        self._set_training(True)
         self.interval = Interval()
         while self.iteration < training.train_iters:
             result = self._step()
@@ -99,7 +101,7 @@ class Trainer:
         started = time.perf_counter()
         source = self.make_validation()
         total, count = 0.0, 0
-        self.wrapped.eval()
+        self._set_training(False)
         with self._parameters_in_place(), torch.no_grad():
             steps = source.schedule.num_packs // source.packs_per_step
             for _ in range(min(steps, self.config.training.eval_iters)):
@@ -113,7 +115,7 @@ class Trainer:
                     forward_only=True,
                 )
                 total, count = total + part, count + part_count
-        self.wrapped.train()
+        self._set_training(True)
         loss = total / max(count, 1)
         self.reporter.validation(self.iteration, loss, count, time.perf_counter() - started)
         return loss
@@ -126,7 +128,7 @@ class Trainer:
         """
         root, started = self.config.checkpoint.save, time.perf_counter()
         state = TrainingState(
-            model=self.model,
+            models=self.models,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             distributed_optimizer=self.config.parallel.use_distributed_optimizer,
@@ -192,6 +194,10 @@ class Trainer:
         self.reporter.training(self.iteration, values, self.interval, self.device)
         self.interval = Interval()
 
+    def _set_training(self, training: bool) -> None:
+        for part in self.wrapped:
+            part.train(training)
+
     def _due(self, every: int | None) -> bool:
         return every is not None and self.iteration % every == 0
 
@@ -201,8 +207,10 @@ class Trainer:
         if not self._gathers_ahead:
             yield
             return
-        self.wrapped.disable_forward_pre_hook()
+        for part in self.wrapped:
+            part.disable_forward_pre_hook()
         try:
             yield
         finally:
-            self.wrapped.enable_forward_pre_hook()
+            for part in self.wrapped:
+                part.enable_forward_pre_hook()

@@ -16,7 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, Par
 from megatron_llava.config.run import RunConfig
 
 
-def build_optimizer(config: RunConfig, wrapped: DistributedDataParallel) -> MegatronOptimizer:
+def build_optimizer(config: RunConfig, wrapped: list[DistributedDataParallel]) -> MegatronOptimizer:
     """Core's Adam (decoupled weight decay) over the parameters that learn.
 
     Biases and norms are not decayed (core's rule: parameters of one dimension).
@@ -38,7 +38,7 @@ def build_optimizer(config: RunConfig, wrapped: DistributedDataParallel) -> Mega
     )
     overrides = get_standard_config_overrides(core)
     overrides.update(_module_overrides(config))
-    return get_megatron_optimizer(core, [wrapped], config_overrides=overrides)
+    return get_megatron_optimizer(core, wrapped, config_overrides=overrides)
 
 
 def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

@@ -36,7 +36,7 @@ def run_training(config: RunConfig, device: torch.device, reporter: Reporter) ->
     Raises:
         ValueError: one line for the user: data, checkpoint or divergence.
     """
-    initialize_groups(config.parallel)
+    initialize_groups(config.parallel, config.virtual_stages)
     try:
         trainer = build_trainer(config, device, reporter)
         trainer.run()
@@ -66,11 +66,11 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         )
     validation = _validation(config, settings, num_microbatches, device)
     set_seed(config.training.seed)
-    model, wrapped = build_distributed_model(config, device)
+    models, wrapped = build_distributed_model(config, device)
     start = starting_checkpoint(config)
     resume = resumes(config, start)
     if start is not None and not resume:
-        load_weights(*start, model)
+        load_weights(*start, models)
     optimizer = build_optimizer(config, wrapped)
     scheduler = build_scheduler(config, optimizer)
     source = BatchSource(
@@ -82,7 +82,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         device=device,
     )
     state = TrainingState(
-        model=model,
+        models=models,
         optimizer=optimizer,
         scheduler=scheduler,
         distributed_optimizer=config.parallel.use_distributed_optimizer,
@@ -100,7 +100,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     return Trainer(
         config=config,
         device=device,
-        model=model,
+        models=models,
         wrapped=wrapped,
         optimizer=optimizer,
         scheduler=scheduler,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def forward_step(
 
 
 def run_batches(
-    wrapped: DistributedDataParallel,
+    wrapped: list[DistributedDataParallel],
     batches: Iterator[TensorBatch],
     num_microbatches: int,
     rows: int,
@@ -99,14 +100,15 @@ def run_batches(
     """
     reports = get_forward_backward_func()(
         forward_step_func=partial(forward_step, reduction=reduction),
-        data_iterator=batches,
-        model=[wrapped],
+        # Each virtual stage runs every microbatch, at another time.
+        data_iterator=list(tee(batches, len(wrapped))) if len(wrapped) > 1 else batches,
+        model=wrapped,
         num_microbatches=num_microbatches,
         seq_length=rows,
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    device = next(wrapped.parameters()).device
+    device = next(wrapped[0].parameters()).device
     total = torch.zeros(2, dtype=torch.float64, device=device)
     if parallel_state.is_pipeline_last_stage():
         total += torch.stack(list(reports)).sum(0).to(device)
@@ -117,7 +119,7 @@ def run_batches(
 
 
 def train_step(
-    wrapped: DistributedDataParallel,
+    wrapped: list[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: Any,
     batches: Iterator[TensorBatch],
@@ -131,7 +133,8 @@ def train_step(
         TrainingDiverged: the loss is not finite, and no weight was changed; or the gradient norm is
             not, and the weights are spoilt: they must not be saved.
     """
-    wrapped.zero_grad_buffer()
+    for part in wrapped:
+        part.zero_grad_buffer()
     optimizer.zero_grad()
     total, count = run_batches(
         wrapped, batches, num_microbatches, rows, reduction=reduction, forward_only=False

@@ -55,9 +55,9 @@ def make_parts(single_rank: None) -> Callable[..., Parts]:
         settings = {"train_iters": 20, "lr": 1e-3, "lr_decay_style": "constant", **changes}
         config = tiny_config(**settings)
         torch.manual_seed(0)
-        model, wrapped = build_distributed_model(config, torch.device("cpu"))
+        models, wrapped = build_distributed_model(config, torch.device("cpu"))
         optimizer = build_optimizer(config, wrapped)
-        return Parts(config, model, wrapped, optimizer, build_scheduler(config, optimizer))
+        return Parts(config, models[0], wrapped, optimizer, build_scheduler(config, optimizer))
 
     return make
 

@@ -1,0 +1,77 @@
+"""Rules about virtual pipeline stages."""
+
+import pytest
+
+from megatron_llava.config.rules_model import layers_of_stages
+from megatron_llava.config.validate import validate
+
+LAYERS_EACH, STAGES_EACH = (
+    "num_layers_per_virtual_pipeline_stage",
+    "num_virtual_stages_per_pipeline_rank",
+)
+PP2 = {"pipeline_model_parallel_size": 2, "num_layers": 8, "global_batch_size": 4}
+PP4 = {**PP2, "pipeline_model_parallel_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "stages"),
+    [
+        ({**PP2, LAYERS_EACH: 2}, 2, 2),
+        ({**PP2, LAYERS_EACH: 1}, 2, 4),
+        ({**PP2, LAYERS_EACH: 4}, 2, None),
+        ({**PP2, STAGES_EACH: 2}, 2, 2),
+        ({**PP2, STAGES_EACH: 1}, 2, None),
+        ({**PP4, STAGES_EACH: 2, "no_overlap_p2p_communication": True}, 4, 2),
+        ({**PP2, STAGES_EACH: 2, "decoder_first_pipeline_num_layers": 2}, 2, 2),
+    ],
+)
+def test_virtual_stages(make_config, changes, world_size, stages):
+    config = make_config(**changes)
+    validate(config, world_size)
+    assert config.virtual_stages == stages
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "parts"),
+    [
+        ({**PP2, LAYERS_EACH: 2, STAGES_EACH: 2}, 2, f"{LAYERS_EACH} 2|{STAGES_EACH} 2|give one"),
+        ({LAYERS_EACH: 2}, 1, f"{LAYERS_EACH} 2|--pipeline-model-parallel-size 2 or more, not 1"),
+        ({**PP2, LAYERS_EACH: 3}, 2, f"{LAYERS_EACH} 3|4 layers of a rank|--num-layers 8"),
+        ({**PP2, STAGES_EACH: 3}, 2, f"{STAGES_EACH} 3|4 layers of a rank"),
+        (
+            {**PP2, LAYERS_EACH: 1, "decoder_first_pipeline_num_layers": 2},
+            2,
+            f"{LAYERS_EACH} 1|uneven|{STAGES_EACH}",
+        ),
+        (
+            {**PP2, STAGES_EACH: 2, "decoder_first_pipeline_num_layers": 3},
+            2,
+            f"{STAGES_EACH} 2|3 layers of a rank",
+        ),
+        # Core's schedule would give wrong gradients here and not say so.
+        (
+            {**PP2, LAYERS_EACH: 2, "no_overlap_p2p_communication": True},
+            2,
+            "no_overlap_p2p_communication|pipeline-model-parallel-size 3 or more, not 2",
+        ),
+        ({**PP2, "no_overlap_p2p_communication": True}, 2, "virtual pipeline stages|drop it"),
+        (
+            {**PP4, STAGES_EACH: 2, "global_batch_size": 6},
+            4,
+            "6 microbatches|multiple of --pipeline-model-parallel-size 4|--global-batch-size",
+        ),
+    ],
+)
+def test_refused(make_config, changes, world_size, parts):
+    with pytest.raises(ValueError) as caught:
+        validate(make_config(**changes), world_size)
+    message = str(caught.value)
+    for part in parts.split("|"):
+        assert part in message or part.replace("_", "-") in message, (part, message)
+    assert "\n" not in message
+
+
+def test_layers_of_stages(make_config):
+    changes = {**PP4, "decoder_first_pipeline_num_layers": 1, "decoder_last_pipeline_num_layers": 3}
+    assert layers_of_stages(make_config(**changes)) == [1, 2, 2, 3]
+    assert layers_of_stages(make_config(**PP4)) == [2, 2, 2, 2]
