@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.collate import TensorBatch, collate
+from megatron_llava.data.collate import collate
+from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.store import Sample
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.llava import LlavaModel

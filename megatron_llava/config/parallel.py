@@ -52,6 +52,20 @@ class ParallelConfig:
     sequence_parallel: bool = flag(
         False, "Split norms and dropouts along the sequence over the tensor-parallel ranks"
     )
+    context_parallel_size: int = flag(
+        1, "Ranks that share the positions of one pack, and the views of its images", minimum=1
+    )
+    cp_comm_type: Literal["p2p", "a2a"] | None = flag(
+        None,
+        "How attention meets the positions of other ranks: a2a exchanges heads (needs them to "
+        "divide), p2p passes keys and values around (Transformer Engine only)",
+        default_text="p2p with Transformer Engine, else a2a",
+    )
+    vision_parallel: Literal["tensor", "data"] = flag(
+        "tensor",
+        "The vision tower over tensor-parallel ranks: split weights (tensor), or whole weights "
+        "and a share of the views on each (data)",
+    )
     distributed_timeout_minutes: int = flag(
         10, "Minutes after which a collective that does not end is an error", minimum=1
     )
@@ -77,6 +91,19 @@ class ParallelConfig:
         "Layer implementation; Megatron's own default is transformer_engine, "
         "here Transformer Engine is used only when asked for",
     )
+
+    @property
+    def context_exchange(self) -> str:
+        """``--cp-comm-type``, or what it is by default."""
+        if self.cp_comm_type is not None:
+            return self.cp_comm_type
+        return "p2p" if self.transformer_impl == "transformer_engine" else "a2a"
+
+    @property
+    def shares_views(self) -> bool:
+        """Whether the views of a pack are dealt over several ranks."""
+        over_tensor = self.vision_parallel == "data" and self.tensor_model_parallel_size > 1
+        return over_tensor or self.context_parallel_size > 1
 
 
 @dataclass(frozen=True, kw_only=True)

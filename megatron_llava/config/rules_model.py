@@ -137,10 +137,36 @@ def check_language(config: RunConfig) -> None:
     check_divisible("--ffn-hidden-size", known(language.ffn_hidden_size), tensor_flag, tensor)
 
 
+def check_context(config: RunConfig) -> None:
+    """Context parallelism has heads to exchange, and an implementation."""
+    parallel = config.parallel
+    context, impl = parallel.context_parallel_size, parallel.transformer_impl
+    if context == 1:
+        if parallel.cp_comm_type is not None:
+            raise ValueError(
+                f"--cp-comm-type {parallel.cp_comm_type} says how context-parallel ranks meet, and "
+                "--context-parallel-size is 1: drop it"
+            )
+        return
+    if parallel.context_exchange == "p2p" and impl == "local":
+        raise ValueError(
+            "--cp-comm-type p2p needs --transformer-impl transformer_engine, not local: give a2a"
+        )
+    heads = known(config.language.num_attention_heads)
+    tensor = parallel.tensor_model_parallel_size
+    if parallel.context_exchange == "a2a" and heads // tensor % context != 0:
+        raise ValueError(
+            f"--num-attention-heads {heads} over --tensor-model-parallel-size {tensor} leaves "
+            f"{heads // tensor} heads, which --context-parallel-size {context} does not divide: "
+            "give a --context-parallel-size that does"
+        )
+
+
 def check_vision(config: RunConfig) -> None:
     """Heads and widths of the vision tower divide likewise, and a tile holds a patch."""
     vision = config.vision
-    tensor = config.parallel.tensor_model_parallel_size
+    split = config.parallel.vision_parallel == "tensor"
+    tensor = config.parallel.tensor_model_parallel_size if split else 1
     tensor_flag = "--tensor-model-parallel-size"
     heads = known(vision.vision_num_attention_heads)
     ffn = known(vision.vision_ffn_hidden_size)
@@ -153,7 +179,7 @@ def check_vision(config: RunConfig) -> None:
         if number % tensor != 0:
             raise ValueError(
                 f"{number_flag} {number} cannot be divided by {tensor_flag} {tensor}: give a "
-                f"{tensor_flag} that divides {number}"
+                f"{tensor_flag} that divides {number}, or --vision-parallel data"
             )
     image, patch = known(vision.vision_image_size), known(vision.vision_patch_size)
     if patch > image:

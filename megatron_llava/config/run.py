@@ -65,7 +65,7 @@ class RunConfig:
         return dataclasses.replace(self, sources=sources, **groups)
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Ranks that hold the same weights and read other data: world / (TP * PP).
+        """Ranks that hold the same weights and read other data: world / (TP * PP * CP).
 
         Raises:
             ValueError: the world cannot be divided so.
@@ -75,11 +75,13 @@ class RunConfig:
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
         )
-        replica = tensor * pipeline
+        context = parallel.context_parallel_size
+        replica = tensor * pipeline * context
         if world_size % replica != 0:
+            more = f" times --context-parallel-size {context}" if context > 1 else ""
             raise ValueError(
                 f"{world_size} ranks cannot be divided by --tensor-model-parallel-size {tensor} "
-                f"times --pipeline-model-parallel-size {pipeline} = {replica}: "
+                f"times --pipeline-model-parallel-size {pipeline}{more} = {replica}: "
                 f"start a multiple of {replica} ranks"
             )
         return world_size // replica

@@ -38,6 +38,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_model.check_virtual_stages(config)
     rules_model.check_virtual_microbatches(config, config.num_microbatches(world_size))
     rules_model.check_language(config)
+    rules_model.check_context(config)
     rules_model.check_vision(config)
     rules_model.check_data_parallel(config)
     rules_model.check_precision(config)

@@ -24,7 +24,7 @@ from megatron_llava.vision.settings import image_settings
 from megatron_llava.vision.token_layout import number_of_tokens
 
 if TYPE_CHECKING:
-    from megatron_llava.data.collate import TensorBatch
+    from megatron_llava.data.packed_batch import TensorBatch
 
 LOGITS_THRESHOLD = 1e-4
 TEXT_TOKENS = 24  # before and after the image

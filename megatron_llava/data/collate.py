@@ -10,84 +10,17 @@ side of a view, L positions with a loss, n sequences in cu_seqlens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.packed_batch import PackedBatch
+from megatron_llava.data.share import dealt_views
 from megatron_llava.data.store import Sample
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import image_views, open_image
 from megatron_llava.vision.token_layout import MAX_TAPS, NEWLINE, ImageLayout, image_layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedBatch:
-    """One microbatch on the host."""
-
-    token_ids: NDArray[np.int64]
-    """[N], text tokens in pack order; images and padding have none."""
-
-    position_ids: NDArray[np.int64]
-    """[R], from 0 in each sample and in the padding."""
-
-    cu_seqlens: NDArray[np.int32]
-    """[n + 1], start of each sample, then of the padding if there is any, then R."""
-
-    max_seqlen: int
-    """Longest difference of cu_seqlens."""
-
-    loss_rows: NDArray[np.int64]
-    """[L], positions whose next position in the same sample is a supervised text token."""
-
-    loss_labels: NDArray[np.int64]
-    """[L], those tokens."""
-
-    taps: NDArray[np.int64]
-    """[R, 4], rows of the virtual table; unused taps are 0."""
-
-    weights: NDArray[np.float32]
-    """[R, 4], 0 for unused taps and in the padding."""
-
-    tiles: NDArray[np.uint8] | None
-    """[max(V, 1), 3, S, S], a zero view where the pack has no image; None without pixels."""
-
-    num_samples: int
-    num_images: int
-    num_views: int
-    """V: 0 where the pack has no image."""
-
-    num_rows: int
-    """Positions before padding."""
-
-    def to_torch(self, device: torch.device | str = "cpu") -> "TensorBatch":
-        """The same batch as tensors on a device, without a copy where that is possible."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                values[name] = torch.from_numpy(value).to(device, non_blocking=True)
-        return TensorBatch(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorBatch:
-    """A PackedBatch on a device; fields and shapes are its."""
-
-    token_ids: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    loss_rows: torch.Tensor
-    loss_labels: torch.Tensor
-    taps: torch.Tensor
-    weights: torch.Tensor
-    tiles: torch.Tensor | None
-    num_samples: int
-    num_images: int
-    num_views: int
-    num_rows: int
 
 
 def padded_rows(num_rows: int, pad_multiple: int = 1, pad_to: int | None = None) -> int:
@@ -113,7 +46,9 @@ def collate(
     *,
     pad_multiple: int = 1,
     pad_to: int | None = None,
+    sequence_multiple: int = 1,
     with_pixels: bool = True,
+    view_share: tuple[int, int] = (0, 1),
 ) -> PackedBatch:
     """Lay out a pack, and cut its images into views.
 
@@ -121,7 +56,9 @@ def collate(
         samples: the pack; may be empty, which gives padding only.
         settings: image settings; a sample of several images takes one padded view of each.
         pad_multiple, pad_to: see `padded_rows`; the padding is one more sequence of cu_seqlens.
+        sequence_multiple: each sample is lengthened to a multiple of this by rows without taps.
         with_pixels: off, nothing is decoded and `tiles` is None.
+        view_share: (rank, size): decode only the views dealt to this rank of a group.
 
     Raises:
         ValueError: one line naming the sample, for an image that cannot be used.
@@ -130,13 +67,12 @@ def collate(
     layouts = [layout for sample in samples for layout in _layouts(sample, settings)]
     rows_of_token = np.ones(len(text.tokens), dtype=np.int64)
     rows_of_token[text.is_image] = [len(layout.taps) for layout in layouts]
-    row_ends = np.cumsum(rows_of_token)
-    row_starts = row_ends - rows_of_token
-    sample_ends = row_ends[text.token_ends - 1]
-    num_rows = int(sample_ends[-1]) if samples else 0
-    total_rows = padded_rows(num_rows, pad_multiple, pad_to)
+    num_rows = int(rows_of_token.sum())
+    row_starts, sample_ends = _places(text, rows_of_token, sequence_multiple)
+    end = int(sample_ends[-1]) if samples else 0
+    total_rows = padded_rows(end, pad_multiple, pad_to)
 
-    bounds = [0, *sample_ends.tolist()] + [total_rows] * (total_rows > num_rows)
+    bounds = [0, *sample_ends.tolist()] + [total_rows] * (total_rows > end)
     cu_seqlens = np.array(bounds, dtype=np.int32)
     lengths = np.diff(cu_seqlens)
     sequence_starts = np.repeat(cu_seqlens[:-1], lengths)
@@ -160,9 +96,13 @@ def collate(
         max_seqlen=int(lengths.max()),
         loss_rows=loss_rows[has_loss],
         loss_labels=text.tokens[has_loss],
+        loss_samples=text.samples[has_loss],
+        sample_loss_tokens=np.bincount(text.samples[has_loss], minlength=len(samples)),
         taps=taps,
         weights=weights,
-        tiles=_tiles(samples, settings, num_views) if with_pixels else None,
+        tiles=_tiles(samples, layouts, settings, dealt_views(num_views, *view_share))
+        if with_pixels
+        else None,
         num_samples=len(samples),
         num_images=len(layouts),
         num_views=num_views,
@@ -181,8 +121,21 @@ class _Text:
         self.supervised = mask == 1
         lengths = np.array([len(s.token_ids) for s in samples], dtype=np.int64)
         self.token_ends = np.cumsum(lengths)
+        self.samples = np.repeat(np.arange(len(samples)), lengths)
         assert len(mask) == len(self.tokens) and not (self.supervised & self.is_image).any()
         assert lengths.min(initial=1) > 0
+
+
+def _places(
+    text: _Text, rows_of_token: NDArray[np.int64], sequence_multiple: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first position of each token, and the end of each sample with its own padding."""
+    ends = np.cumsum(rows_of_token)
+    sample_rows = np.diff(ends[text.token_ends - 1], prepend=0)
+    padding = -sample_rows % sequence_multiple
+    before = np.cumsum(padding) - padding
+    sample_ends = np.cumsum(sample_rows + padding)
+    return ends - rows_of_token + before[text.samples], sample_ends
 
 
 def _layouts(sample: Sample, settings: ImageSettings) -> list[ImageLayout]:
@@ -219,18 +172,24 @@ def _row_operator(
     return taps, weights
 
 
-def _tiles(samples: Sequence[Sample], settings: ImageSettings, num_views: int) -> NDArray[np.uint8]:
-    """[max(V, 1), 3, S, S]; the vision tower always has something to do, on every rank."""
+def _tiles(
+    samples: Sequence[Sample], layouts: list[ImageLayout], settings: ImageSettings, share: range
+) -> NDArray[np.uint8]:
+    """[max(len(share), 1), 3, S, S]: the tower always has something to do, on every rank."""
     side = settings.tile_size
-    tiles = np.zeros((max(num_views, 1), 3, side, side), dtype=np.uint8)
-    first = 0
+    tiles = np.zeros((max(len(share), 1), 3, side, side), dtype=np.uint8)
+    first, layout = 0, iter(layouts)
     for sample in samples:
         assert sample.images is not None and len(sample.images) == len(sample.image_sizes)
         for number, data in enumerate(sample.images):
-            views = _views(data, sample, number, settings)
-            tiles[first : first + len(views)] = views
-            first += len(views)
-    assert first == num_views
+            end = first + next(layout).num_views
+            wanted = range(max(first, share.start), min(end, share.stop))
+            if wanted:
+                views = _views(data, sample, number, settings)
+                assert len(views) == end - first
+                place = wanted.start - share.start
+                tiles[place : place + len(wanted)] = views[wanted.start - first :][: len(wanted)]
+            first = end
     return tiles
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.collate import PackedBatch, collate
+from megatron_llava.data.collate import collate
+from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.store import Store
 
@@ -32,7 +33,7 @@ class PackedDataLoader:
         data_parallel_rank, data_parallel_size: r and D.
         num_workers: processes that read and decode; 0 does it in this one.
         with_pixels: off for ranks without the vision tower.
-        pad_multiple, pad_to: see `padded_rows`.
+        pad_multiple, pad_to, sequence_multiple, view_share: see `collate`.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class PackedDataLoader:
         with_pixels: bool = True,
         pad_multiple: int = 1,
         pad_to: int | None = None,
+        sequence_multiple: int = 1,
+        view_share: tuple[int, int] = (0, 1),
     ) -> None:
         assert 0 <= data_parallel_rank < data_parallel_size
         # Ranks that end an epoch at different times would wait for each other for ever.
@@ -55,7 +58,15 @@ class PackedDataLoader:
         self.consumed_packs = 0
         self._rank, self._size = data_parallel_rank, data_parallel_size
         self._num_workers = num_workers
-        self._packs = _Packs(store, settings, with_pixels, pad_multiple, pad_to)
+        self._packs = _Packs(
+            store,
+            settings,
+            with_pixels=with_pixels,
+            pad_multiple=pad_multiple,
+            pad_to=pad_to,
+            sequence_multiple=sequence_multiple,
+            view_share=view_share,
+        )
 
     def pack_rows(self, index: int) -> int:
         """Positions, before padding, of pack `index` of the schedule, whoever takes it."""
@@ -124,15 +135,10 @@ class _Packs(Dataset["PackedBatch | str"]):
     """Reads and collates the pack of given sample ids."""
 
     def __init__(
-        self,
-        store: Store,
-        settings: ImageSettings,
-        with_pixels: bool,
-        pad_multiple: int,
-        pad_to: int | None,
+        self, store: Store, settings: ImageSettings, *, with_pixels: bool, **how: Any
     ) -> None:
         self._store, self._settings = store, settings
-        self._with_pixels, self._pad_multiple, self._pad_to = with_pixels, pad_multiple, pad_to
+        self._with_pixels, self._how = with_pixels, how
 
     def __getitem__(self, sample_ids: np.ndarray) -> PackedBatch | str:
         """The batch, or the message of a ValueError, which a worker would raise as a traceback."""
@@ -141,12 +147,6 @@ class _Packs(Dataset["PackedBatch | str"]):
                 self._store.load(index, with_images=self._with_pixels)
                 for index in sample_ids.tolist()
             ]
-            return collate(
-                samples,
-                self._settings,
-                pad_multiple=self._pad_multiple,
-                pad_to=self._pad_to,
-                with_pixels=self._with_pixels,
-            )
+            return collate(samples, self._settings, with_pixels=self._with_pixels, **self._how)
         except ValueError as error:
             return str(error)

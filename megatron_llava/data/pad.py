@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_llava.data.collate import PackedBatch
+from megatron_llava.data.packed_batch import PackedBatch
 
 
 def pad_batch(batch: PackedBatch, rows: int) -> PackedBatch:
@@ -16,16 +16,16 @@ def pad_batch(batch: PackedBatch, rows: int) -> PackedBatch:
     to and which carry no loss.
 
     Args:
-        batch: R positions, of which ``num_rows`` are real.
+        batch: a whole pack of R positions.
         rows: the wanted R, at least what the pack has.
     """
     present = len(batch.position_ids)
     assert rows >= present, f"a pack of {present} positions cannot be padded to {rows}"
     if rows == present:
         return batch
-    real = batch.num_rows
+    bounds = batch.cu_seqlens[: batch.num_samples + 1]
+    real = int(bounds[-1])
     padding = np.arange(rows - real, dtype=batch.position_ids.dtype)
-    bounds = batch.cu_seqlens[: np.searchsorted(batch.cu_seqlens, real) + 1]
     cu_seqlens = np.append(bounds, np.int32(rows)).astype(np.int32)
     added = ((0, rows - present), (0, 0))
     return replace(

@@ -36,8 +36,8 @@ class Schedule(Protocol):
     def pack(self, index: int) -> np.ndarray:
         """Sample ids, int64, of a pack; empty for one that only fills up a global batch."""
 
-    def pack_rows(self, index: int) -> int:
-        """Positions of a pack before padding."""
+    def pack_rows(self, index: int, sequence_multiple: int = 1) -> int:
+        """Positions of a pack before padding, each sample lengthened to a multiple."""
 
 
 class _Fitting:
@@ -55,6 +55,11 @@ class _Fitting:
         self.longest = int(self.lengths.max())
         self.store_fingerprint = store.fingerprint
         self.key = [PLAN_VERSION, store.fingerprint, asdict(settings), capacity]
+
+    def rows(self, plan: PackingPlan, number: int, multiple: int) -> int:
+        """Positions of a pack of a plan, each sample lengthened to a multiple."""
+        lengths = self.lengths[plan.pack(number)]
+        return int((lengths + -lengths % multiple).sum())
 
     def fingerprint(self, *more: object) -> str:
         text = json.dumps([*self.key, *more])
@@ -131,9 +136,9 @@ class TrainingSchedule:
         epoch, number = self.locate(index)
         return self._samples.ids[self.plan(epoch).pack(number)]
 
-    def pack_rows(self, index: int) -> int:
+    def pack_rows(self, index: int, sequence_multiple: int = 1) -> int:
         epoch, number = self.locate(index)
-        return int(self.plan(epoch).pack_rows[number])
+        return self._samples.rows(self.plan(epoch), number, sequence_multiple)
 
 
 class EvaluationSchedule:
@@ -173,6 +178,8 @@ class EvaluationSchedule:
             return np.zeros(0, dtype=np.int64)
         return self._samples.ids[self._plan.pack(index)]
 
-    def pack_rows(self, index: int) -> int:
+    def pack_rows(self, index: int, sequence_multiple: int = 1) -> int:
         assert self.num_packs is not None and 0 <= index < self.num_packs
-        return int(self._plan.pack_rows[index]) if index < len(self._plan) else 0
+        if index >= len(self._plan):
+            return 0
+        return self._samples.rows(self._plan, index, sequence_multiple)

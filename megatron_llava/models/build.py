@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
+from megatron_llava.config.parallel import ParallelConfig
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.core_config import (
     language_transformer_config,
@@ -53,7 +56,11 @@ def build_llava_model(
     vision_model = vision_projection = None
     if pre_process:
         vision_core = vision_transformer_config(config)
-        vision_model = VisionTower(vision_core, config.vision)
+        vision_model = VisionTower(
+            vision_core,
+            config.vision,
+            whole_on_each_rank=config.parallel.vision_parallel == "data",
+        )
         vision_projection = PROJECTORS[config.vision.mm_projector_type](
             projector_transformer_config(config), vision_core.hidden_size
         )
@@ -66,4 +73,14 @@ def build_llava_model(
         vision_projection,
         settings.image_mean,
         settings.image_std,
+        _view_group(config.parallel),
     )
+
+
+def _view_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
+    """The ranks that share the views of a pack, as ``data.share`` orders them."""
+    if not parallel.shares_views:
+        return None
+    if parallel.vision_parallel == "data":
+        return parallel_state.get_tensor_and_context_parallel_group()
+    return parallel_state.get_context_parallel_group()

@@ -52,6 +52,8 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
         virtual_pipeline_model_parallel_size=config.virtual_stages,
         overlap_p2p_comm=overlap_p2p,
         batch_p2p_comm=not overlap_p2p,
+        context_parallel_size=config.parallel.context_parallel_size,
+        cp_comm_type=config.parallel.context_exchange,
         num_layers_in_first_pipeline_stage=config.parallel.decoder_first_pipeline_num_layers,
         num_layers_in_last_pipeline_stage=config.parallel.decoder_last_pipeline_num_layers,
         pipeline_dtype=params_dtype(config),
@@ -66,8 +68,11 @@ def vision_transformer_config(config: RunConfig) -> TransformerConfig:
     """The vision encoder: LayerNorm, biases everywhere, all layers on the first pipeline stage."""
     vision = config.vision
     recompute = _recompute(config) if config.recompute.recompute_vision else {}
+    shared = _shared(config)
+    if config.parallel.vision_parallel == "data":
+        shared["tensor_model_parallel_size"] = 1
     return TransformerConfig(
-        **_shared(config),
+        **shared,
         **recompute,
         num_layers=vision.built_layers,
         hidden_size=vision.vision_hidden_size,

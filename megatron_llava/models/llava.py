@@ -1,8 +1,8 @@
 """LlavaModel: vision tower, projector, visual packing and core's GPTModel.
 
 Shape suffixes: V views, T patches per view, D tower width, H language width, F = V * T feature
-rows, N text rows, R packed rows (of this rank under sequence parallel), L loss rows, W vocabulary
-columns of this tensor-parallel rank, B = 1.
+rows, N text rows, R packed rows (of this rank under context and sequence parallel), L loss rows,
+W vocabulary columns of this tensor-parallel rank, B = 1.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import contextlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_llava.data.collate import TensorBatch
+from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
 from megatron_llava.models.projector import Projector
+from megatron_llava.models.specs import SharedSequences
 from megatron_llava.models.vision_tower import VisionTower
+from megatron_llava.ops.exchange import exchange_rows
 from megatron_llava.ops.visual_pack import visual_pack
 from megatron_llava.vision.tiles import normalize_tiles
 
@@ -40,6 +42,7 @@ class LlavaModel(MegatronModule):
         vision_projection: the projector, None except on the first stage.
         image_mean: per-channel mean of the tower's input.
         image_std: per-channel standard deviation of the tower's input.
+        view_group: the ranks that share the views of a pack, None where each has all of its packs.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class LlavaModel(MegatronModule):
         vision_projection: Projector | None,
         image_mean: tuple[float, ...],
         image_std: tuple[float, ...],
+        view_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(config=config)
         self.language_model = language_model
@@ -63,6 +67,7 @@ class LlavaModel(MegatronModule):
         )
         self.vocab_size = vocab_size
         self.image_mean, self.image_std = image_mean, image_std
+        self.view_group = view_group
         if self.pre_process:
             assert vision_model is not None and vision_projection is not None
             self.vision_model = vision_model
@@ -86,15 +91,30 @@ class LlavaModel(MegatronModule):
         """Take the hidden states [R, 1, H] of the stage before (core's pipeline protocol)."""
         self.language_model.set_input_tensor(input_tensor)
 
-    def encode_images(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Normalise, encode and project uint8 tiles [V, 3, S, S] to feature rows [F, H]."""
+    def encode_images(
+        self, tiles: torch.Tensor, exchange: FeatureExchange | None = None
+    ) -> torch.Tensor:
+        """Normalise, encode and project uint8 tiles [V, 3, S, S] to feature rows [F, H].
+
+        Args:
+            exchange: where other ranks have a share of the views: which encoded rows go to whom.
+                The result are then the rows that this rank received.
+        """
         pixels_VCSS = normalize_tiles(
             tiles, self.image_mean, self.image_std, self.config.params_dtype
         )
         frozen = not any(p.requires_grad for p in self.vision_model.parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():
             features_VTD = self.vision_model(pixels_VCSS)
-        return self.vision_projection(features_VTD).flatten(0, 1)
+        features_FD = features_VTD.flatten(0, 1)
+        if exchange is not None:
+            features_FD = exchange_rows(
+                features_FD.index_select(0, exchange.send_rows),
+                exchange.send_counts,
+                exchange.receive_counts,
+                self.view_group,
+            )
+        return self.vision_projection(features_FD)
 
     def embed(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """The input rows of the decoder [R, 1, H]: text embeddings and visual features, packed.
@@ -103,7 +123,7 @@ class LlavaModel(MegatronModule):
             features_FH: what ``encode_images`` gave for the batch's tiles, if that was done before.
         """
         if features_FH is None:
-            features_FH = self.encode_images(batch.tiles)
+            features_FH = self.encode_images(batch.tiles, batch.exchange)
         text_NH = self.language_model.embedding.word_embeddings(batch.token_ids[None])[0]
         packed_RH = visual_pack(
             features_FH, self.image_newline[None], text_NH, batch.taps, batch.weights
@@ -134,12 +154,13 @@ class LlavaModel(MegatronModule):
     def decode(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [R, 1, H] after this stage's decoder layers; arguments as ``embed``."""
         decoder_input = self.embed(batch, features_FH) if self.pre_process else None
-        packed = PackedSeqParams(
+        packed = SharedSequences(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
+            row_order=batch.row_order,
         )
         language_model = self.language_model
         rotary = language_model.rotary_pos_emb(batch.max_seqlen, packed_seq=True)

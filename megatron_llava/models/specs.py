@@ -9,6 +9,7 @@ ours.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_llava.ops.attention import dense_attention, packed_attention
+from megatron_llava.ops.exchange import context_parallel_attention
+
+
+@dataclass
+class SharedSequences(PackedSeqParams):
+    """Core's description of a pack, for the context-parallel ranks that share its positions."""
+
+    row_order: torch.Tensor | None = None
+    """int64, the positions that the ranks hold, rank after rank."""
 
 
 class Norm(torch.nn.Module):
@@ -76,10 +86,10 @@ class CoreAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        assert config.context_parallel_size == 1, "local attention keeps whole sequences"
         assert not config.attention_dropout, "local attention has no dropout"
         assert attn_mask_type in (AttnMaskType.causal, AttnMaskType.no_mask), attn_mask_type
         self.causal = attn_mask_type == AttnMaskType.causal
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
@@ -96,6 +106,18 @@ class CoreAttention(MegatronModule):
         assert attention_mask is None and attention_bias is None, "masks come from the spec"
         if packed_seq_params is None:
             return dense_attention(query, key, value, causal=self.causal, scale=self.softmax_scale)
+        if self.context_group is not None:
+            assert self.causal and isinstance(packed_seq_params, SharedSequences)
+            return context_parallel_attention(
+                query,
+                key,
+                value,
+                packed_seq_params.cu_seqlens_q,
+                packed_seq_params.max_seqlen_q,
+                packed_seq_params.row_order,
+                self.context_group,
+                scale=self.softmax_scale,
+            )
         return packed_attention(
             query,
             key,

@@ -6,7 +6,12 @@ view (T, or T + 1 with a class token), D tower width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -25,10 +30,20 @@ class VisionTower(MegatronModule):
     Args:
         config: core's configuration of the encoder.
         vision: sizes and kind of the tower.
+        whole_on_each_rank: every tensor-parallel rank holds all weights and encodes other views;
+            the gradients of a step are then averaged over those ranks.
     """
 
-    def __init__(self, config: TransformerConfig, vision: VisionConfig) -> None:
+    def __init__(
+        self, config: TransformerConfig, vision: VisionConfig, *, whole_on_each_rank: bool = False
+    ) -> None:
         super().__init__(config=config)
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        if whole_on_each_rank:
+            # The group of this rank alone: there are no experts, whose ranks would be in it.
+            groups.tp = parallel_state.get_expert_model_parallel_group()
+            assert groups.tp.size() == 1
+        self.whole_on_each_rank = whole_on_each_rank
         width, patch = config.hidden_size, vision.vision_patch_size
         self.has_class_token = vision.vision_model_type == "clip"
         self.patches = (vision.vision_image_size // patch) ** 2
@@ -48,7 +63,40 @@ class VisionTower(MegatronModule):
             post_layer_norm=False,
             pre_process=True,
             post_process=True,
+            pg_collection=groups,
         )
+        if whole_on_each_rank:
+            self._mark_whole()
+
+    def _mark_whole(self) -> None:
+        """Tell core how tensor-parallel ranks relate: same weights, gradients of other views.
+
+        A view's gradient arrives from each of them, that is, as often as the average divides it.
+        """
+        for parameter in self.parameters():
+            parameter.tensor_model_parallel = False
+            parameter.partition_dim, parameter.partition_stride = -1, 1
+            parameter.average_gradients_across_tp_domain = True
+
+    @torch.no_grad()
+    def equalize(self) -> None:
+        """Give every tensor-parallel rank the first one's weights: on CUDA, core draws other random
+        numbers on each."""
+        source = parallel_state.get_tensor_model_parallel_src_rank()
+        for parameter in self.parameters():
+            dist.broadcast(
+                parameter, source, group=parallel_state.get_tensor_model_parallel_group()
+            )
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Core's description of the weights; of whole ones the first rank's copy is the one."""
+        state = super().sharded_state_dict(*args, **kwargs)
+        if self.whole_on_each_rank:
+            rank = parallel_state.get_tensor_model_parallel_rank()
+            for entry in state.values():
+                first, _, data_rank = entry.replica_id
+                entry.replica_id = (first, rank, data_rank)
+        return state
 
     def forward(self, tiles_VCSS: torch.Tensor) -> torch.Tensor:
         """Encode normalised tiles [V, 3, S, S] to patch features [V, T, D], in raster order."""

@@ -13,7 +13,7 @@ from megatron_llava.config.parallel import ParallelConfig
 
 
 def initialize_groups(parallel: ParallelConfig, virtual_stages: int | None = None) -> None:
-    """Create the tensor-, pipeline- and data-parallel groups over the running processes.
+    """Create the tensor-, context-, pipeline- and data-parallel groups over the running processes.
 
     Args:
         virtual_stages: virtual pipeline stages on each rank, None for one ordinary stage.
@@ -22,6 +22,7 @@ def initialize_groups(parallel: ParallelConfig, virtual_stages: int | None = Non
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=virtual_stages,
+        context_parallel_size=parallel.context_parallel_size,
         distributed_timeout_minutes=int(parallel.distributed_timeout_minutes),
     )
 

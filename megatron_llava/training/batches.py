@@ -12,10 +12,12 @@ from megatron.core import parallel_state
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.collate import TensorBatch, padded_rows
+from megatron_llava.data.collate import padded_rows
 from megatron_llava.data.loader import PackedDataLoader
+from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.pad import pad_batch
 from megatron_llava.data.schedule import Schedule
+from megatron_llava.data.share import Share, dealt_views, share_of_pack
 from megatron_llava.data.store import Store
 
 _FP8_ROWS = 16
@@ -26,17 +28,34 @@ def row_multiple(config: RunConfig) -> int:
     """What the positions of a pack must be a multiple of."""
     parallel = config.parallel
     ranks = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
-    return ranks * (_FP8_ROWS if config.precision.fp8_format else 1)
+    context = parallel.context_parallel_size
+    chunks = 2 * context if context > 1 else 1
+    return chunks * ranks * (_FP8_ROWS if config.precision.fp8_format else 1)
+
+
+def share_of_rank(config: RunConfig) -> Share:
+    """Which share this rank has of packs that several ranks work on."""
+    parallel = config.parallel
+    context_rank = parallel_state.get_context_parallel_rank()
+    tensor = parallel.tensor_model_parallel_size if parallel.vision_parallel == "data" else 1
+    own = parallel_state.get_tensor_model_parallel_rank() if tensor > 1 else 0
+    return Share(
+        context_rank=context_rank,
+        context_size=parallel.context_parallel_size,
+        view_rank=context_rank * tensor + own,
+        view_size=parallel.context_parallel_size * tensor,
+    )
 
 
 class BatchSource:
     """This rank's microbatches, and what is known of a step before it runs.
 
-    Every rank lays out its packs itself, from the memory-mapped store. Only the images are read and
-    decoded once: by the first tensor-parallel rank of the first pipeline stage, which sends the
-    uint8 tiles to the others; their shape is known from the layout. With pipeline parallelism, all
-    packs of a step are padded to the longest of them, because stages exchange tensors of one
-    length.
+    Every rank lays out its packs itself, from the memory-mapped store, and takes its share of the
+    positions. Only the images are read and decoded once, on the first pipeline stage. With
+    ``--vision-parallel data`` each rank decodes the views that it encodes; else the first
+    tensor-parallel rank does and sends the uint8 tiles to the others, which know their shape from
+    the layout. With pipeline parallelism, all packs of a step are padded to the longest of them,
+    because stages exchange tensors of one length.
 
     Args:
         store: the samples.
@@ -63,11 +82,15 @@ class BatchSource:
         self.rank = parallel_state.get_data_parallel_rank()
         self.size = parallel_state.get_data_parallel_world_size()
         parallel = config.parallel
-        self._tensor_parallel = parallel.tensor_model_parallel_size > 1
+        self.share = share_of_rank(config)
+        self._sends_tiles = (
+            parallel.tensor_model_parallel_size > 1 and parallel.vision_parallel == "tensor"
+        )
         self._same_length = parallel.pipeline_model_parallel_size > 1
         self._multiple = row_multiple(config)
         self._on_first_stage = parallel_state.is_pipeline_first_stage()
-        decodes = self._on_first_stage and parallel_state.get_tensor_model_parallel_rank() == 0
+        is_sender = parallel_state.get_tensor_model_parallel_rank() == 0
+        decodes = self._on_first_stage and (is_sender or not self._sends_tiles)
         self.loader = PackedDataLoader(
             store,
             settings,
@@ -77,6 +100,8 @@ class BatchSource:
             num_workers=config.data.num_workers if decodes else 0,
             with_pixels=decodes,
             pad_multiple=self._multiple,
+            sequence_multiple=self.share.sequence_multiple,
+            view_share=(self.share.view_rank, self.share.view_size),
         )
         self.data_seconds = 0.0
         self._batches = iter(self.loader)
@@ -101,7 +126,8 @@ class BatchSource:
         """Positions of the longest pack that this data-parallel rank takes in the next step."""
         first = self.consumed_packs + self.rank
         packs = (first + i * self.size for i in range(self.num_microbatches))
-        return max(padded_rows(self.schedule.pack_rows(p), self._multiple) for p in packs)
+        multiple = self.share.sequence_multiple
+        return max(padded_rows(self.schedule.pack_rows(p, multiple), self._multiple) for p in packs)
 
     def step(self, rows: int) -> Iterator[TensorBatch]:
         """The microbatches of the next step.
@@ -125,18 +151,19 @@ class BatchSource:
                 )
             if self._same_length:
                 packed = pad_batch(packed, rows)
-            yield self._share_tiles(packed.to_torch(self.device), packed.num_views)
+            packed = share_of_pack(packed, self.share, self.settings.tokens_per_view)
+            yield self._send_tiles(packed.to_torch(self.device), packed.num_views)
 
-    def _share_tiles(self, batch: TensorBatch, num_views: int) -> TensorBatch:
+    def _send_tiles(self, batch: TensorBatch, num_views: int) -> TensorBatch:
         """Give all tensor-parallel ranks of the first stage the tiles that one decoded."""
-        if not self._on_first_stage or not self._tensor_parallel:
+        if not self._on_first_stage or not self._sends_tiles:
             return batch
         tiles = batch.tiles
         if tiles is None:
             side = self.settings.tile_size
-            tiles = torch.empty(
-                max(num_views, 1), 3, side, side, dtype=torch.uint8, device=self.device
-            )
+            share = dealt_views(num_views, self.share.view_rank, self.share.view_size)
+            shape = (max(len(share), 1), 3, side, side)
+            tiles = torch.empty(shape, dtype=torch.uint8, device=self.device)
         source = parallel_state.get_tensor_model_parallel_src_rank()
         dist.broadcast(tiles, source, group=parallel_state.get_tensor_model_parallel_group())
         return replace(batch, tiles=tiles)

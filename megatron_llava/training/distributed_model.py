@@ -31,9 +31,7 @@ def build_distributed_model(
     stages = config.virtual_stages
     models, wrapped = [], []
     for number, vp_stage in enumerate(range(stages) if stages else [None]):
-        model = _build_part(config, vp_stage)
-        if device.type == "cuda":
-            model.cuda(device)
+        model = _build_part(config, vp_stage, device)
         module = Float16Module(model.config, model) if config.precision.bf16 else model
         models.append(model)
         wrapped.append(
@@ -49,7 +47,7 @@ def build_distributed_model(
     return models, wrapped
 
 
-def _build_part(config: RunConfig, vp_stage: int | None) -> LlavaModel:
+def _build_part(config: RunConfig, vp_stage: int | None, device: torch.device) -> LlavaModel:
     """One part of this rank's model, with what is frozen in it."""
     ends = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = build_llava_model(
@@ -58,6 +56,10 @@ def _build_part(config: RunConfig, vp_stage: int | None) -> LlavaModel:
         post_process=parallel_state.is_pipeline_last_stage(**ends),
         vp_stage=vp_stage,
     )
+    if device.type == "cuda":
+        model.cuda(device)
+    if model.pre_process and config.parallel.vision_parallel == "data":
+        model.vision_model.equalize()
     freeze_parts(model, config.training.mm_tunable_parts)
     for parameter in model.parameters():
         # Core's optimizer needs to know which parameters tensor-parallel ranks share.

@@ -16,7 +16,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_llava.data.collate import TensorBatch
+from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.training.optimizer import learning_rates
 
 _REMEDY = "lower --lr, lengthen the warmup, or look at the last batches with tools/inspect_data.py"
@@ -49,25 +49,27 @@ def reduced_loss(
 ) -> tuple[torch.Tensor, Any, Any]:
     """The loss of one microbatch as core wants it: sum, count, and what to report.
 
-    Core adds up sums and counts over all microbatches and data-parallel ranks and divides the
-    gradient by the total count once, so that the things counted weigh the same wherever they were
-    packed.
+    Core adds up sums and counts over all microbatches, data- and context-parallel ranks and divides
+    the gradient by the total count once, so that the things counted weigh the same wherever they
+    were packed.
 
     Args:
         reduction: "token" counts supervised tokens; "sample" counts samples that have any, each
             with the mean of its tokens; "microbatch-mean" counts packs that have any, likewise.
-        batch: the pack.
-        losses: float32, the loss of each loss row.
+        batch: the pack, or this rank's share of it.
+        losses: float32, the loss of each loss row here.
     """
-    rows = batch.loss_rows.numel()
-    if reduction == "token" or rows == 0:
+    rows, tokens = batch.loss_rows.numel(), batch.sample_loss_tokens
+    if reduction == "token":
         total, count = losses.sum(), rows
     elif reduction == "microbatch-mean":
-        total, count = losses.mean(), 1
+        total, count = losses.sum() / tokens.sum().clamp(min=1), tokens.any()
     else:
-        sample = torch.bucketize(batch.loss_rows, batch.cu_seqlens[1:], right=True)
-        tokens = torch.bincount(sample, minlength=batch.num_samples)
-        total, count = (losses / tokens[sample]).sum(), torch.count_nonzero(tokens)
+        # A rank without loss rows has one loss, which is zero.
+        parts = losses / tokens[batch.loss_samples] if rows else losses
+        total, count = parts.sum(), torch.count_nonzero(tokens)
+    if reduction != "token" and not batch.counts_samples:
+        count = 0
     counted = torch.as_tensor(count, dtype=torch.int, device=losses.device)
     return total, counted, torch.stack((total.detach().double(), counted.double()))
 

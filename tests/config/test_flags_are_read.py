@@ -114,4 +114,5 @@ def test_what_counts_as_reading(tmp_path):
         "micro_batch_size",
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
+        "context_parallel_size",
     }

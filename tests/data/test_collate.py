@@ -6,7 +6,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_llava.data.collate import PackedBatch, TensorBatch, collate, padded_rows
+from megatron_llava.data.collate import collate, padded_rows
+from megatron_llava.data.packed_batch import PackedBatch, TensorBatch
 from megatron_llava.data.store import Sample
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import image_views, open_image

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_llava.data.collate import PackedBatch, collate
+from megatron_llava.data.collate import collate
 from megatron_llava.data.loader import PackedDataLoader
+from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.packing import sample_lengths
 from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
 from megatron_llava.data.store import Store

@@ -11,7 +11,7 @@ import torch
 from tiny_model import pack, tiny_config, tiny_sample
 
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.collate import TensorBatch
+from megatron_llava.data.packed_batch import TensorBatch
 
 
 @dataclass
