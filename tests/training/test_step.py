@@ -1,5 +1,6 @@
 """One optimizer step: what it reports, and how it ends when the numbers are no numbers."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import pack, tiny_config, tiny_sample
@@ -130,3 +131,43 @@ def test_a_gradient_that_is_no_number_stops_the_run(make_parts, batches, value, 
     message = str(caught.value)
     assert message.startswith(f"the gradient norm is {value} at a loss of ")
     assert "--lr" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample", "microbatch-mean"])
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "none"])
+def test_shares_of_a_pack_add_up_to_its_loss(single_rank, reduction, labels):
+    """Also where one context-parallel rank has none of the pack's labels."""
+    from megatron_llava.data.collate import collate
+    from megatron_llava.data.share import Share, share_of_pack
+    from megatron_llava.training.step import reduced_loss
+    from megatron_llava.vision.settings import image_settings
+
+    samples = [tiny_sample([(40, 20)], 9, 1), tiny_sample([], 5, 2), tiny_sample([], 4, 3)]
+    for sample in samples[: 1 if labels else 3]:
+        sample.label_mask[:] = 0
+    settings = image_settings(tiny_config())
+    pack_of_all = collate(samples, settings, sequence_multiple=6, pad_multiple=6)
+    ranks = [Share(context_rank=r, context_size=3, view_rank=r, view_size=3) for r in range(3)]
+    shares = [share_of_pack(pack_of_all, rank, settings.tokens_per_view) for rank in ranks]
+    assert labels is False or not all(len(share.loss_rows) for share in shares)
+    total, count = 0.0, 0
+    for share in shares:
+        rows = len(share.loss_rows)
+        losses = torch.arange(1.0, rows + 1) if rows else torch.zeros(1)
+        losses += torch.from_numpy(share.loss_labels) if rows else 0
+        part, counted, _ = reduced_loss(reduction, share.to_torch(), losses)
+        total, count = total + float(part), count + int(counted)
+        share.loss_labels[:] += np.arange(1, rows + 1)
+    by_sample = {}
+    for share in shares:
+        for label, sample in zip(share.loss_labels, share.loss_samples, strict=True):
+            by_sample.setdefault(int(sample), []).append(float(label))
+    groups = list(by_sample.values())
+    if reduction != "sample" and groups:
+        groups = [sum(groups, [])]
+    if reduction == "token":
+        assert count == sum(map(len, groups))
+        assert total == pytest.approx(sum(map(sum, groups)))
+        return
+    assert count == len(groups)
+    assert total == pytest.approx(sum(sum(group) / len(group) for group in groups))

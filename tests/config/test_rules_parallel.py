@@ -1,4 +1,4 @@
-"""Rules about virtual pipeline stages."""
+"""Rules about virtual pipeline stages, context parallelism and the tower's parallelism."""
 
 import pytest
 
@@ -69,6 +69,42 @@ def test_refused(make_config, changes, world_size, parts):
     for part in parts.split("|"):
         assert part in message or part.replace("_", "-") in message, (part, message)
     assert "\n" not in message
+
+
+CP2 = {"context_parallel_size": 2}
+TP2 = {"tensor_model_parallel_size": 2}
+ENGINE = {"transformer_impl": "transformer_engine", "device": "cuda"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size"),
+    [
+        (CP2, 2),
+        ({**CP2, **TP2, "cp_comm_type": "a2a", "sequence_parallel": True}, 8),
+        ({**CP2, **ENGINE, "cp_comm_type": "p2p"}, 2),
+        # Keys and values pass by each other: heads need not divide.
+        ({"context_parallel_size": 16, **ENGINE}, 16),
+        ({"vision_parallel": "data", **TP2, "vision_num_attention_heads": 1}, 2),
+        ({"vision_parallel": "data", **TP2, "vision_ffn_hidden_size": 65}, 2),
+    ],
+)
+def test_valid_shares(make_config, changes, world_size):
+    validate(make_config(**changes), world_size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "parts"),
+    [
+        ({"context_parallel_size": 3}, 3, "num_attention_heads 8|leaves 8 heads|context_parallel"),
+        ({"context_parallel_size": 8, **TP2}, 16, "leaves 4 heads|--context-parallel-size 8"),
+        (CP2, 3, "3 ranks|--context-parallel-size 2 = 2|start a multiple of 2"),
+        ({**CP2, "cp_comm_type": "p2p"}, 2, "p2p needs --transformer-impl transformer_engine"),
+        ({"cp_comm_type": "a2a"}, 1, "--cp-comm-type a2a|--context-parallel-size is 1"),
+        ({**TP2, "vision_num_attention_heads": 1}, 2, "--vision-parallel data"),
+    ],
+)
+def test_refused_shares(make_config, changes, world_size, parts):
+    test_refused(make_config, changes, world_size, parts)
 
 
 def test_layers_of_stages(make_config):
