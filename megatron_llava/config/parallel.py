@@ -91,6 +91,12 @@ class ParallelConfig:
         "Layer implementation; Megatron's own default is transformer_engine, "
         "here Transformer Engine is used only when asked for",
     )
+    attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] = flag(
+        "auto",
+        "The attention of the decoder: flash (flash-attn, or without Transformer Engine torch's "
+        "variable-length kernel), fused (cuDNN, Transformer Engine only), unfused (sequence by "
+        "sequence), local (this project's, on torch alone), or the best that there is (auto)",
+    )
 
     @property
     def context_exchange(self) -> str:

@@ -222,6 +222,7 @@ def check_precision(config: RunConfig) -> None:
             "--transformer-impl transformer_engine needs a GPU, and --device is cpu: "
             "give --transformer-impl local"
         )
+    _check_attention(config)
     if precision.fp8_format is None:
         if precision.fp8_recipe != "delayed":
             raise ValueError(
@@ -239,6 +240,30 @@ def check_precision(config: RunConfig) -> None:
         )
     if not precision.bf16:
         raise ValueError(f"{fp8} needs --bf16: add it")
+
+
+def _check_attention(config: RunConfig) -> None:
+    """The attention that is asked for exists for the implementation, device and dtype."""
+    parallel = config.parallel
+    backend = f"--attention-backend {parallel.attention_backend}"
+    if parallel.transformer_impl == "transformer_engine":
+        if parallel.context_parallel_size > 1 and parallel.context_exchange == "a2a":
+            allowed = ("auto", "flash", "local")
+            if parallel.attention_backend not in allowed:
+                raise ValueError(
+                    f"{backend} with --cp-comm-type a2a: that exchange is this project's and has "
+                    f"{', '.join(allowed)}; give one, or --cp-comm-type p2p"
+                )
+        return
+    if parallel.attention_backend == "fused":
+        raise ValueError(
+            f"{backend} needs --transformer-impl transformer_engine, not local: give another"
+        )
+    if parallel.attention_backend == "flash":
+        if parallel.device == "cpu":
+            raise ValueError(f"{backend} needs a GPU, and --device is cpu: give auto")
+        if not config.precision.bf16:
+            raise ValueError(f"{backend} has no float32: add --bf16, or give unfused")
 
 
 def check_sequence(config: RunConfig) -> None:

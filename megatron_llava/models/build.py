@@ -42,7 +42,7 @@ def build_llava_model(
     core = language_transformer_config(config)
     language_model = GPTModel(
         core,
-        language_block_spec(core, config.parallel.transformer_impl, vp_stage),
+        language_block_spec(core, config.parallel, vp_stage),
         vocab_size=language.padded_vocab_size(config.parallel.tensor_model_parallel_size),
         max_sequence_length=language.max_position_embeddings,
         pre_process=pre_process,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.activations import quick_gelu
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_llava.config.run import RunConfig
@@ -59,6 +60,7 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
         pipeline_dtype=params_dtype(config),
         # gloo sends asynchronously from the tensor that core would empty: a race that was seen.
         deallocate_pipeline_outputs=config.parallel.device == "cuda",
+        attention_backend=_core_attention_backend(config),
         fp8=config.precision.fp8_format,
         fp8_recipe=config.precision.fp8_recipe,
     )
@@ -101,6 +103,13 @@ def projector_transformer_config(config: RunConfig) -> TransformerConfig:
         add_bias_linear=True,
         init_method_std=config.language.init_method_std,
     )
+
+
+def _core_attention_backend(config: RunConfig) -> AttnBackend:
+    """What core tells Transformer Engine, through the environment; local layers do not ask it."""
+    if config.parallel.transformer_impl == "local":
+        return AttnBackend.auto
+    return AttnBackend[config.parallel.attention_backend]
 
 
 def _shared(config: RunConfig) -> dict[str, Any]:

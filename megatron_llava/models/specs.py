@@ -32,6 +32,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_llava.config.parallel import ParallelConfig
 from megatron_llava.ops.attention import dense_attention, packed_attention
 from megatron_llava.ops.exchange import context_parallel_attention
 
@@ -84,8 +85,10 @@ class CoreAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__(config=config)
+        self.backend = backend
         assert not config.attention_dropout, "local attention has no dropout"
         assert attn_mask_type in (AttnMaskType.causal, AttnMaskType.no_mask), attn_mask_type
         self.causal = attn_mask_type == AttnMaskType.causal
@@ -117,6 +120,7 @@ class CoreAttention(MegatronModule):
                 packed_seq_params.row_order,
                 self.context_group,
                 scale=self.softmax_scale,
+                backend=self.backend,
             )
         return packed_attention(
             query,
@@ -126,10 +130,11 @@ class CoreAttention(MegatronModule):
             packed_seq_params.max_seqlen_q,
             causal=self.causal,
             scale=self.softmax_scale,
+            backend=self.backend,
         )
 
 
-def local_layer_spec(attn_mask_type: AttnMaskType) -> ModuleSpec:
+def local_layer_spec(attn_mask_type: AttnMaskType, backend: str = "auto") -> ModuleSpec:
     """A pre-norm layer of core's parallel linears and this file's norm and attention."""
     return ModuleSpec(
         module=TransformerLayer,
@@ -140,7 +145,7 @@ def local_layer_spec(attn_mask_type: AttnMaskType) -> ModuleSpec:
                 params={"attn_mask_type": attn_mask_type},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
-                    core_attention=CoreAttention,
+                    core_attention=_core_attention(backend),
                     linear_proj=RowParallelLinear,
                     q_layernorm=IdentityOp,
                     k_layernorm=IdentityOp,
@@ -166,14 +171,27 @@ def mlp_submodules() -> MLPSubmodules:
 
 
 def language_block_spec(
-    config: TransformerConfig, transformer_impl: str, vp_stage: int | None = None
+    config: TransformerConfig, parallel: ParallelConfig, vp_stage: int | None = None
 ) -> Any:
-    """The decoder of the language model: causal layers and a final norm."""
-    if transformer_impl == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec()
-    layer = local_layer_spec(AttnMaskType.causal)
+    """The decoder of the language model: causal layers and a final norm.
+
+    Layers of Transformer Engine keep its attention, unless the local one is asked for or has to
+    exchange heads between context-parallel ranks.
+    """
+    backend = parallel.attention_backend
+    if parallel.transformer_impl == "transformer_engine":
+        spec = get_gpt_layer_with_transformer_engine_spec()
+        exchanges = parallel.context_parallel_size > 1 and parallel.context_exchange == "a2a"
+        if backend == "local" or exchanges:
+            spec.submodules.self_attention.submodules.core_attention = _core_attention(backend)
+        return spec
+    layer = local_layer_spec(AttnMaskType.causal, backend)
     layers = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+
+
+def _core_attention(backend: str) -> ModuleSpec:
+    return ModuleSpec(module=CoreAttention, params={"backend": backend})
 
 
 def vision_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:

@@ -6,8 +6,12 @@ S sequence length, B batch, P sequences in the pack.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+
+from megatron_llava.ops import varlen
 
 _PADDED_BATCH_WASTE = 1.5
 """Packs are run as one padded batch while padding costs less than this factor in rows."""
@@ -45,20 +49,24 @@ def packed_attention(
     *,
     causal: bool,
     scale: float,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Attention within each sequence of a pack; rows of different sequences never meet.
 
     Args:
         cu_seqlens: int32 [P + 1], cumulative sequence lengths from 0 to T.
         max_seqlen: the longest sequence, rows.
+        backend: ``--attention-backend``. "unfused" computes sequence by sequence. The others take a
+            variable-length kernel where one is (CUDA and no float32): that of flash-attn if it is
+            installed and "local" does not rule it out, else torch's.
 
     Returns:
         [T, N * D] in the dtype of the query.
     """
     assert query_TND.dim() == 3, "a pack has no batch dimension"
-    # The kernel has no float32; on CUDA that takes the slow path below.
-    if query_TND.is_cuda and query_TND.dtype != torch.float32:
-        out_TND = _varlen(query_TND, key_TGD, value_TGD, cu_seqlens, max_seqlen, causal, scale)
+    kernel = _varlen_kernel(query_TND.is_cuda, query_TND.dtype, backend)
+    if kernel is not None:
+        out_TND = kernel(query_TND, key_TGD, value_TGD, cu_seqlens, max_seqlen, causal, scale)
         return out_TND.flatten(1)
     bounds = cu_seqlens.tolist()
     assert bounds[-1] == query_TND.shape[0], (
@@ -78,6 +86,17 @@ def packed_attention(
         for start, end in zip(bounds, bounds[1:], strict=False)
     ]
     return torch.cat(outputs)
+
+
+def _varlen_kernel(
+    is_cuda: bool, dtype: torch.dtype, backend: str
+) -> Callable[..., torch.Tensor] | None:
+    """The kernel that takes packs as they are, None where there is none or none is wanted."""
+    if not is_cuda or dtype == torch.float32 or backend == "unfused":
+        return None
+    if backend != "local" and varlen.has_flash_attn():
+        return varlen.flash_attn_varlen
+    return varlen.torch_varlen
 
 
 def _padded_batch(
@@ -121,33 +140,4 @@ def _sdpa(
         value_BGSD = value_BGSD.repeat_interleave(repeats, dim=1)
     return F.scaled_dot_product_attention(
         query_BNSD, key_BGSD, value_BGSD, is_causal=causal, scale=scale
-    )
-
-
-def _varlen(
-    query_TND: torch.Tensor,
-    key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    causal: bool,
-    scale: float,
-) -> torch.Tensor:
-    """torch's own variable-length kernel (bf16 or fp16, CUDA only)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    repeats = query_TND.shape[1] // key_TGD.shape[1]
-    if repeats > 1:
-        key_TGD = key_TGD.repeat_interleave(repeats, dim=1)
-        value_TGD = value_TGD.repeat_interleave(repeats, dim=1)
-    return varlen_attn(
-        query_TND,
-        key_TGD,
-        value_TGD,
-        cu_seqlens,
-        cu_seqlens,
-        max_seqlen,
-        max_seqlen,
-        scale=scale,
-        window_size=(-1, 0) if causal else (-1, -1),
     )

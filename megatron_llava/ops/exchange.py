@@ -45,6 +45,7 @@ def context_parallel_attention(
     group: dist.ProcessGroup,
     *,
     scale: float,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Causal attention within each sequence of a pack whose positions lie on C ranks.
 
@@ -55,6 +56,7 @@ def context_parallel_attention(
     Args:
         cu_seqlens: int32, of the whole pack.
         row_order_P: the positions that the ranks hold, rank after rank.
+        backend: as ``packed_attention``.
 
     Returns:
         [T, N * D], the rows of this rank.
@@ -70,7 +72,9 @@ def context_parallel_attention(
     mine_PMD = _swap(blocks_TCMD.transpose(0, 1).contiguous(), group).flatten(0, 1)
     in_order_PMD = torch.empty_like(mine_PMD).index_copy(0, row_order_P, mine_PMD)
     query, key, value = in_order_PMD.split([part.shape[1] // ranks for part in parts], dim=1)
-    out_PX = packed_attention(query, key, value, cu_seqlens, max_seqlen, causal=True, scale=scale)
+    out_PX = packed_attention(
+        query, key, value, cu_seqlens, max_seqlen, causal=True, scale=scale, backend=backend
+    )
     by_rank_CTX = out_PX.index_select(0, row_order_P).unflatten(0, (ranks, -1))
     return _swap(by_rank_CTX.contiguous(), group).transpose(0, 1).flatten(1)
 

@@ -85,6 +85,10 @@ ENGINE = {"transformer_impl": "transformer_engine", "device": "cuda"}
         # Keys and values pass by each other: heads need not divide.
         ({"context_parallel_size": 16, **ENGINE}, 16),
         ({"vision_parallel": "data", **TP2, "vision_num_attention_heads": 1}, 2),
+        ({"attention_backend": "unfused"}, 1),
+        ({"attention_backend": "flash", "device": "cuda", "bf16": True}, 1),
+        ({"attention_backend": "fused", **ENGINE}, 1),
+        ({"attention_backend": "flash", "cp_comm_type": "a2a", **CP2, **ENGINE}, 2),
         ({"vision_parallel": "data", **TP2, "vision_ffn_hidden_size": 65}, 2),
     ],
 )
@@ -101,6 +105,14 @@ def test_valid_shares(make_config, changes, world_size):
         ({**CP2, "cp_comm_type": "p2p"}, 2, "p2p needs --transformer-impl transformer_engine"),
         ({"cp_comm_type": "a2a"}, 1, "--cp-comm-type a2a|--context-parallel-size is 1"),
         ({**TP2, "vision_num_attention_heads": 1}, 2, "--vision-parallel data"),
+        ({"attention_backend": "fused"}, 1, "fused needs --transformer-impl transformer_engine"),
+        ({"attention_backend": "flash", "device": "cpu"}, 1, "needs a GPU|--device is cpu"),
+        ({"attention_backend": "flash", "device": "cuda"}, 1, "has no float32|--bf16"),
+        (
+            {"attention_backend": "fused", "cp_comm_type": "a2a", **CP2, **ENGINE},
+            2,
+            "--attention-backend fused with --cp-comm-type a2a|auto, flash, local",
+        ),
     ],
 )
 def test_refused_shares(make_config, changes, world_size, parts):

@@ -126,3 +126,22 @@ def test_rows_beyond_the_last_sequence_are_refused():
     bounds = torch.tensor([0, 5], dtype=torch.int32)
     with pytest.raises(AssertionError, match="cu_seqlens end at 5, rows 6"):
         packed_attention(query, key, value, bounds, 5, causal=True, scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("backend", "installed", "expected"),
+    [
+        ("auto", True, "flash_attn_varlen"),
+        ("auto", False, "torch_varlen"),
+        ("flash", True, "flash_attn_varlen"),
+        ("flash", False, "torch_varlen"),
+        ("local", True, "torch_varlen"),
+        ("unfused", True, None),
+    ],
+)
+def test_which_kernel_takes_a_pack(monkeypatch, backend, installed, expected):
+    monkeypatch.setattr(attention.varlen, "has_flash_attn", lambda: installed)
+    kernel = attention._varlen_kernel(True, torch.bfloat16, backend)
+    assert (kernel.__name__ if kernel else None) == expected
+    assert attention._varlen_kernel(True, torch.float32, backend) is None
+    assert attention._varlen_kernel(False, torch.bfloat16, backend) is None
