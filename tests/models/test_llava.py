@@ -203,6 +203,20 @@ def test_recomputing_activations_changes_no_bit(how, vision):
     assert len(forwards) == (1 if "recompute_granularity" in how else 2)
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["learns", "frozen"])
+def test_a_frozen_tower_keeps_nothing_and_is_never_recomputed(frozen):
+    config = tiny_config(
+        **RECOMPUTE["uniform-1"], recompute_granularity="full", recompute_vision=True
+    )
+    model = tiny_model(config)
+    freeze_parts(model, PARTS if not frozen else [p for p in PARTS if p != "mm_vision_tower"])
+    forwards, outputs = count_forwards(model.vision_model.decoder.layers[0]), []
+    model.vision_model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    losses_and_gradients(model, pack(config, mixed_samples()))
+    assert len(forwards) == (1 if frozen else 2)
+    assert outputs[0].requires_grad != frozen
+
+
 def count_forwards(layer):
     """A list that grows by one with every forward of the layer's attention projection."""
     calls = []
