@@ -49,6 +49,11 @@ class ParallelConfig:
     no_overlap_p2p_communication: bool = flag(
         False, "With virtual stages, send and receive apart from the computation"
     )
+    pipeline_balance: Literal["even", "auto"] = flag(
+        "even",
+        "Decoder layers of each pipeline stage: even shares, or auto: fewer on the first and last "
+        "stage, by the estimated cost of the vision tower and of the output layer",
+    )
     sequence_parallel: bool = flag(
         False, "Split norms and dropouts along the sequence over the tensor-parallel ranks"
     )

@@ -14,6 +14,8 @@ def check_stages(config: RunConfig) -> None:
         "--decoder-last-pipeline-num-layers": parallel.decoder_last_pipeline_num_layers,
     }
     given = {option: count for option, count in apart.items() if count is not None}
+    if parallel.pipeline_balance == "auto":
+        return  # check_balance has its own rules
     if not given:
         check_divisible("--num-layers", layers, "--pipeline-model-parallel-size", stages)
         return
@@ -53,7 +55,8 @@ def check_virtual_stages(config: RunConfig) -> None:
     )
     if ranks == 1:
         raise ValueError(f"{said} needs --pipeline-model-parallel-size 2 or more, not 1: drop it")
-    _check_layers_of_virtual_stages(config, said)
+    if parallel.pipeline_balance == "even":
+        _check_layers_of_virtual_stages(config, said)
     # Core's schedule then gives right losses and wrong gradients, and says nothing.
     if config.virtual_stages and ranks == 2 and parallel.no_overlap_p2p_communication:
         raise ValueError(
@@ -112,8 +115,14 @@ def layers_of_stages(config: RunConfig) -> list[int]:
 
 
 def smallest_stage(config: RunConfig) -> int:
-    """Decoder layers of the model chunk that has the fewest; ``check_virtual_stages`` holds."""
-    return min(layers_of_stages(config)) // (config.virtual_stages or 1)
+    """Decoder layers of the model chunk that has the fewest; ``check_virtual_stages`` holds.
+
+    Where ``--pipeline-balance auto`` places them later: the most that every chunk can have.
+    """
+    parallel, chunks = config.parallel, config.virtual_stages or 1
+    if parallel.pipeline_balance == "auto":
+        return known(config.language.num_layers) // (parallel.pipeline_model_parallel_size * chunks)
+    return min(layers_of_stages(config)) // chunks
 
 
 def check_language(config: RunConfig) -> None:

@@ -9,10 +9,12 @@ import torch.distributed as dist
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
+from megatron_llava.data.pack_sizes import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
 from megatron_llava.data.store import Store
 from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
+from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
@@ -65,6 +67,9 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
             f"--seq-length {config.data.seq_length} and left out, as --max-bad-records allows"
         )
     validation = _validation(config, settings, num_microbatches, device)
+    if config.parallel.pipeline_balance == "auto":
+        config, message = balanced(config, pack_sizes(store, settings, schedule))
+        reporter.message(message)
     set_seed(config.training.seed)
     models, wrapped = build_distributed_model(config, device)
     start = starting_checkpoint(config)

@@ -11,6 +11,16 @@ LAYOUTS = {
         2,
         ["--pipeline-model-parallel-size=2", "--decoder-first-pipeline-num-layers=1"],
     ),
+    # Columns that pad the vocabulary make the output layer dear, and change nothing else.
+    "pp2-auto": (
+        2,
+        [
+            "--pipeline-model-parallel-size=2",
+            "--pipeline-balance=auto",
+            "--make-vocab-size-divisible-by=65536",
+        ],
+    ),
+    "pp3-auto": (3, ["--pipeline-model-parallel-size=3", "--pipeline-balance=auto"]),
     "tp2-pp2": (4, ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"]),
     "dp2": (2, []),
     "dp2-distributed-optimizer": (2, ["--use-distributed-optimizer"]),
@@ -49,6 +59,19 @@ def test_a_layout_equals_one_rank(pool, setup, one_rank, layout):
     world_size, flags = LAYOUTS[layout]
     results = pool.run(train, setup.arguments(*flags), world_size=world_size)
     assert_same_steps(results[0]["steps"], one_rank, 1e-4)
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("pp2-auto", [3, 1]), ("pp3-auto", [1, 2, 1])])
+def test_a_run_builds_the_balanced_stages(pool, setup, layout, expected):
+    world_size, flags = LAYOUTS[layout]
+    arguments = setup.arguments(*flags, steps=3)
+    results = pool.run(train, arguments, world_size=world_size, with_weights=True)
+    block = "language_model.decoder.layers."
+    for result, layers in zip(results, expected, strict=True):
+        built = {name.split(block)[1].split(".")[0] for name in result["weights"] if block in name}
+        assert len(built) == layers, result["messages"]
+        (message,) = [text for text in result["messages"] if "--pipeline-balance" in text]
+        assert f"{str(expected)[1:-1]} of 4 layers" in message
 
 
 @pytest.mark.parametrize("layout", ["tp2-sp", "tp2-pp2"])

@@ -1,0 +1,49 @@
+"""What the packs of a run hold on average: how much work they are for each part of the model."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.collate import collate
+from megatron_llava.data.schedule import TrainingSchedule
+from megatron_llava.data.store import Store
+
+_PACKS = 256
+"""Enough to know the averages of shuffled packs to about a percent; takes a second or less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSizes:
+    """Sums over some packs, padding left out. Integers: every rank finds the same."""
+
+    packs: int
+
+    views: int
+    """Views that the tower encodes; the dummy view of a pack without images is one."""
+
+    rows: int
+    """Positions of the decoder."""
+
+    attended: int
+    """Sum of the squared length of each sample: causal attention computes half as many scores."""
+
+    loss_rows: int
+    """Positions that the output layer computes; one where a pack has none."""
+
+
+def pack_sizes(store: Store, settings: ImageSettings, schedule: TrainingSchedule) -> PackSizes:
+    """Sizes of the first packs of the first epoch; no image is read.
+
+    The order of packs is random, so the first ones are a fair sample of all of them. They depend on
+    the store and the settings of the schedule only, not on where a run is resumed.
+    """
+    packs = min(len(schedule.plan(0)), _PACKS)
+    views = rows = attended = loss_rows = 0
+    for index in range(packs):
+        samples = [store.load(int(i), with_images=False) for i in schedule.pack(index)]
+        batch = collate(samples, settings, with_pixels=False)
+        views += max(batch.num_views, 1)
+        rows += batch.num_rows
+        attended += sum((end - start) ** 2 for start, end in pairwise(batch.cu_seqlens.tolist()))
+        loss_rows += max(len(batch.loss_rows), 1)
+    return PackSizes(packs=packs, views=views, rows=rows, attended=attended, loss_rows=loss_rows)
