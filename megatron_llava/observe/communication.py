@@ -1,0 +1,366 @@
+"""How many bytes a rank sends in one optimizer step, by kind, from the settings alone.
+
+For the local layer implementation. What the formulas are made of: b bytes of an activation, g of a
+gradient, H and D the widths of the language model and the tower; of one microbatch on one rank R
+positions, P feature rows that the projector takes, E encoder rows (views times rows of a view), N
+text tokens and L rows with a loss; t tensor- and c context-parallel ranks. Each line is the full
+tensor of one call; ``collective_counter.bytes_sent`` turns it into what a rank sends.
+
+Tensor parallelism, a decoder layer: the forward all-reduces [R, H] b twice, after the attention's
+and the MLP's second product, and the backward twice more, of the gradients before their first ones.
+With sequence parallelism each of these is a reduce-scatter, paired with an all-gather of [R, H] b
+on the other side of the products; where the weights learn, the backward gathers the two inputs
+again. Where there are fewer key/value heads than ranks, the fused [R, Q] b is gathered in the
+forward and its gradient scattered in the backward.
+A layer of the tower: the same two and two with [E, D] b, never with sequence parallelism.
+The projector: [P, H] b forward, [P, D] b backward. The embedding: [N, H] b forward.
+The output layer: [L, H] b backward, and three times L float32 for the softmax. With sequence
+parallelism [R, H] b is gathered before it, and in the backward of the embedding.
+Once a step, in the gradients' type: the norms that saw a share of the rows (sequence parallelism)
+and the whole tower (``--vision-parallel data``) are all-reduced.
+
+Context parallelism, a decoder layer: all-to-alls of [R, n + 2 lcm(k, c), d] b and [R, n, d] b, for
+n query and k key/value heads of width d on a rank, and the same backward. Ranks that share views
+send each other encoded rows [., D] b, and their gradients where the tower learns.
+
+Pipeline: [R / t with sequence parallelism, H] b from each part to the next, and its gradient back.
+Data parallelism: the gradients of all parameters that learn, all-reduced over the data- and
+context-parallel ranks; with the distributed optimizer reduce-scattered, padded as core pads its
+buckets, and the parameters gathered. Tied embeddings on two stages: their gradient all-reduced.
+
+What is left out are the tens of bytes that carry losses, counts and norms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from megatron_llava.config.rules_model import known, layers_of_stages
+from megatron_llava.config.run import RunConfig
+from megatron_llava.data.packed_batch import TensorBatch
+from megatron_llava.observe.collective_counter import (
+    CONTEXT,
+    DATA,
+    EMBEDDING,
+    PIPELINE,
+    TENSOR,
+    VIEWS,
+    Kind,
+    bytes_sent,
+)
+from megatron_llava.observe.parameters import Parameter, part_parameters
+from megatron_llava.training.freeze import part_of
+
+_PARAMETER_START, _BUCKET_END = 64, 128
+"""Multiples, in elements, to which core pads the distributed optimizer's buffers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicrobatchSizes:
+    """What one microbatch holds on one rank; context-parallel ranks count their own share."""
+
+    rows: int
+    """Positions, padding included."""
+
+    text_tokens: int
+    loss_rows: int
+    """At least 1."""
+
+    views: int
+    """Views that the rank encodes: at least 1, on later pipeline stages 0."""
+
+    tile_bytes: int
+    """Bytes of their pixels."""
+
+    features: int
+    """Rows that the projector takes: of all views, or what the rank receives of shared ones."""
+
+    features_sent: int = 0
+    """Rows of shared views that other ranks are sent."""
+
+    features_received: int = 0
+    """Rows of shared views that other ranks send."""
+
+
+def microbatch_sizes(batch: TensorBatch, rank: int, patches: int) -> MicrobatchSizes:
+    """The sizes of a batch.
+
+    Args:
+        batch: this rank's share of a pack, with tiles on the first pipeline stage.
+        rank: this rank among those that share the views.
+        patches: feature rows of one view.
+    """
+    tiles, exchange = batch.tiles, batch.exchange
+    views = len(tiles) if tiles is not None else 0
+    features = views * patches
+    sent = received = 0
+    if exchange is not None:
+        features = sum(exchange.receive_counts)
+        sent = sum(exchange.send_counts) - exchange.send_counts[rank]
+        received = features - exchange.receive_counts[rank]
+    return MicrobatchSizes(
+        rows=len(batch.position_ids),
+        text_tokens=len(batch.token_ids),
+        loss_rows=max(len(batch.loss_rows), 1),
+        views=views,
+        tile_bytes=tiles.numel() if tiles is not None else 0,
+        features=features,
+        features_sent=sent,
+        features_received=received,
+    )
+
+
+def communication(
+    config: RunConfig,
+    world_size: int,
+    microbatches: Sequence[MicrobatchSizes],
+    *,
+    pipeline_rank: int = 0,
+) -> dict[Kind, int]:
+    """Bytes that one rank sends in one optimizer step, by kind; only kinds that it sends.
+
+    Args:
+        config: a validated configuration, its placement of layers included.
+        world_size: ranks of the run.
+        microbatches: those that the rank runs in the step. Stages after the first use the rows
+            and, on the last one, the rows with a loss only.
+        pipeline_rank: the stage of the rank.
+    """
+    assert config.parallel.context_exchange == "a2a" or config.parallel.context_parallel_size == 1
+    rank = _Rank(config, config.data_parallel_size(world_size), pipeline_rank)
+    payload: Counter[Kind] = Counter()
+    for sizes in microbatches:
+        for part in rank.parts:
+            payload.update(_layers(rank, part, sizes))
+            payload.update(_pipeline(rank, part, sizes))
+            if part.first:
+                payload.update(_first_stage(rank, sizes))
+            if part.last:
+                payload.update(_last_stage(rank, sizes))
+    payload.update(_once_a_step(rank))
+    sent = {k: bytes_sent(k[1], total, rank.ranks[k[0]]) for k, total in payload.items()}
+    return {kind: total for kind, total in sorted(sent.items()) if total}
+
+
+@dataclass(frozen=True)
+class _Part:
+    layers: int
+    first: bool
+    last: bool
+    bucketed: bool
+
+
+class _Rank:
+    """What the formulas need of the settings."""
+
+    def __init__(self, config: RunConfig, data_ranks: int, pipeline_rank: int) -> None:
+        self.config, parallel = config, config.parallel
+        self.tensor = parallel.tensor_model_parallel_size
+        self.context = parallel.context_parallel_size
+        stages, chunks = parallel.pipeline_model_parallel_size, config.virtual_stages or 1
+        whole = parallel.vision_parallel == "data"
+        self.ranks = {
+            TENSOR: self.tensor,
+            CONTEXT: self.context,
+            VIEWS: self.context * (self.tensor if whole else 1),
+            PIPELINE: stages,
+            DATA: data_ranks * self.context,
+            EMBEDDING: 2 if stages > 1 else 1,
+        }
+        layers = layers_of_stages(config)[pipeline_rank] // chunks
+        self.parts = [
+            _Part(
+                layers=layers,
+                first=pipeline_rank == 0 and chunk == 0,
+                last=pipeline_rank == stages - 1 and chunk == chunks - 1,
+                # Core reduces later parts and stages in one piece.
+                bucketed=pipeline_rank == 0 and chunk == 0,
+            )
+            for chunk in range(chunks)
+        ]
+        self.tower_is_split = self.tensor > 1 and not whole
+        self.tower_is_whole = self.tensor > 1 and whole
+        self.bucket_size: int | None = None
+        if parallel.overlap_grad_reduce:
+            default = max(40_000_000, 1_000_000 * data_ranks)
+            self.bucket_size = parallel.ddp_bucket_size or default
+        self.hidden = known(config.language.hidden_size)
+        self.width = known(config.vision.vision_hidden_size)
+        self.activation = 2 if config.precision.bf16 else 4
+        self.gradient = 4 if config.precision.reduce_grads_in_fp32 else self.activation
+
+    def learns(self, part: str) -> bool:
+        return part in self.config.training.mm_tunable_parts
+
+    @cached_property
+    def recompute(self) -> str | None:
+        return self.config.recompute.granularity
+
+    def recomputed(self, layers: int) -> int:
+        """How many of the layers of a part run their whole forward again."""
+        if self.recompute != "full":
+            return 0
+        uniform = self.config.recompute.recompute_method == "uniform"
+        return layers if uniform else min(layers, known(self.config.recompute.recompute_num_layers))
+
+
+def _layers(rank: _Rank, part: _Part, sizes: MicrobatchSizes) -> Counter[Kind]:
+    """Decoder layers; all of them have a backward, for something learns before or in them."""
+    payload: Counter[Kind] = Counter()
+    again = rank.recomputed(part.layers)
+    forwards, backwards = part.layers + again, part.layers
+    rows = sizes.rows * rank.hidden * rank.activation
+    if rank.tensor > 1 and rank.config.parallel.sequence_parallel:
+        inputs_again = 2 * backwards * rank.learns("mm_language_model")
+        payload[TENSOR, "all-gather"] = (2 * forwards + 2 * backwards + inputs_again) * rows
+        payload[TENSOR, "reduce-scatter"] = (2 * forwards + 2 * backwards) * rows
+    elif rank.tensor > 1:
+        payload[TENSOR, "all-reduce"] = (2 * forwards + 2 * backwards) * rows
+    language = rank.config.language
+    head, groups = known(language.head_width), known(language.query_groups)
+    heads = known(language.num_attention_heads)
+    if groups < rank.tensor:
+        fused = sizes.rows * (heads + 2 * groups) * head * rank.activation
+        payload[TENSOR, "all-gather"] += forwards * fused
+        payload[TENSOR, "reduce-scatter"] += backwards * fused
+    if rank.context > 1:
+        here, shared = heads // rank.tensor, max(groups // rank.tensor, 1)
+        exchanged = 2 * here + 2 * math.lcm(shared, rank.context)
+        attentions = part.layers if rank.recompute == "selective" else again
+        rows = sizes.rows * exchanged * head * rank.activation
+        to_others = rows * (rank.context - 1) // rank.context
+        payload[CONTEXT, "all-to-all"] = (2 * part.layers + attentions) * to_others
+    return payload
+
+
+def _pipeline(rank: _Rank, part: _Part, sizes: MicrobatchSizes) -> Counter[Kind]:
+    """Activations to the part after this one, gradients to the one before."""
+    if rank.ranks[PIPELINE] == 1:
+        return Counter()
+    split = rank.tensor if rank.config.parallel.sequence_parallel else 1
+    rows = sizes.rows // split * rank.hidden * rank.activation
+    return Counter({(PIPELINE, "send"): rows * ((not part.last) + (not part.first))})
+
+
+def _first_stage(rank: _Rank, sizes: MicrobatchSizes) -> Counter[Kind]:
+    """Tiles, tower, exchange of features, projector and embedding."""
+    payload: Counter[Kind] = Counter()
+    tower, adapter = rank.learns("mm_vision_tower"), rank.learns("mm_mlp_adapter")
+    if rank.ranks[VIEWS] > 1:
+        rows = sizes.features_sent + sizes.features_received * tower
+        whole = rank.config.parallel.vision_parallel == "data"
+        group = VIEWS if whole else CONTEXT
+        payload[group, "all-to-all"] = rows * rank.width * rank.activation
+    if rank.tensor == 1:
+        return payload
+    if rank.tower_is_split:
+        payload[TENSOR, "broadcast"] = sizes.tile_bytes
+        payload[TENSOR, "all-reduce"] += _tower(rank, sizes) * rank.activation
+    rows = sizes.features * rank.hidden
+    if adapter or tower:
+        rows += sizes.features * rank.width
+    payload[TENSOR, "all-reduce"] += rows * rank.activation
+    payload[TENSOR, "all-reduce"] += sizes.text_tokens * rank.hidden * rank.activation
+    if rank.config.parallel.sequence_parallel:
+        payload[TENSOR, "all-gather"] = sizes.rows * rank.hidden * rank.activation
+    return payload
+
+
+def _tower(rank: _Rank, sizes: MicrobatchSizes) -> int:
+    """Elements that the layers of a split tower all-reduce."""
+    vision = rank.config.vision
+    patches = (known(vision.vision_image_size) // known(vision.vision_patch_size)) ** 2
+    rows = sizes.views * (patches + (vision.vision_model_type == "clip"))
+    layers = known(vision.built_layers)
+    passes = layers
+    if rank.learns("mm_vision_tower"):
+        again = rank.recomputed(layers) if rank.config.recompute.recompute_vision else 0
+        passes = 2 * layers + again
+    return 2 * passes * rows * rank.width
+
+
+def _last_stage(rank: _Rank, sizes: MicrobatchSizes) -> Counter[Kind]:
+    """Output layer and softmax."""
+    payload: Counter[Kind] = Counter()
+    if rank.tensor > 1:
+        hidden = rank.hidden * rank.activation
+        payload[TENSOR, "all-reduce"] = sizes.loss_rows * (hidden + 3 * 4)
+        if rank.config.parallel.sequence_parallel:
+            payload[TENSOR, "all-gather"] = sizes.rows * hidden
+    return payload
+
+
+def _once_a_step(rank: _Rank) -> Counter[Kind]:
+    """Gradients and parameters."""
+    payload: Counter[Kind] = Counter()
+    tied = not rank.config.language.untie_embeddings_and_output_weights
+    for part in rank.parts:
+        parameters = [
+            parameter
+            for parameter in part_parameters(
+                rank.config, layers=part.layers, first=part.first, last=part.last
+            )
+            if rank.learns(part_of(parameter.name))
+        ]
+        shared = {
+            parameter
+            for parameter in parameters
+            if tied and rank.ranks[PIPELINE] > 1 and _is_vocabulary(parameter)
+        }
+        payload[EMBEDDING, "all-reduce"] += sum(p.numel for p in shared) * rank.gradient
+        payload[TENSOR, "all-reduce"] += _unsplit(rank, parameters) * rank.gradient
+        if rank.config.parallel.use_distributed_optimizer:
+            bucket_size = rank.bucket_size if part.bucketed else None
+            numel = _padded(parameters, shared, bucket_size, rank.ranks[DATA])
+            payload[DATA, "reduce-scatter"] += numel * rank.gradient
+            payload[DATA, "all-gather"] += numel * rank.activation
+        else:
+            payload[DATA, "all-reduce"] += sum(p.numel for p in parameters) * rank.gradient
+    return payload
+
+
+def _is_vocabulary(parameter: Parameter) -> bool:
+    return "word_embeddings" in parameter.name or "output_layer" in parameter.name
+
+
+def _unsplit(rank: _Rank, parameters: Sequence[Parameter]) -> int:
+    """Elements whose gradients tensor-parallel ranks sum, having seen other rows or views."""
+    sums = rank.config.parallel.sequence_parallel
+    return sum(
+        parameter.numel
+        for parameter in parameters
+        if (rank.tower_is_whole and parameter.name.startswith("vision_model."))
+        or (sums and parameter.name.startswith("language_model.") and "norm." in parameter.name)
+    )
+
+
+def _padded(
+    parameters: Sequence[Parameter],
+    alone: set[Parameter],
+    bucket_size: int | None,
+    data_ranks: int,
+) -> int:
+    """Elements of the distributed optimizer's buffer: its buckets in backward order, padded.
+
+    Args:
+        alone: parameters that have a bucket of their own.
+    """
+    multiple = math.lcm(data_ranks, _BUCKET_END)
+    bucket_start = end = 0
+    for parameter in reversed(parameters):
+        end = _up(end, _PARAMETER_START)
+        if parameter in alone and end > bucket_start:
+            bucket_start = end = _up(end, multiple)
+        end += parameter.numel
+        is_full = bucket_size is not None and end - bucket_start >= bucket_size
+        if is_full or parameter in alone:
+            bucket_start = end = _up(end, multiple)
+    return _up(end, multiple)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

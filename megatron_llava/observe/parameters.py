@@ -1,0 +1,99 @@
+"""The parameters of one model part (a pipeline stage or a virtual one), without building it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.run import RunConfig
+
+
+class Parameter(NamedTuple):
+    """One parameter as one tensor-parallel rank holds it."""
+
+    name: str
+    """As in LlavaModel, layers counted from 0 in their part."""
+
+    numel: int
+
+
+def part_parameters(config: RunConfig, *, layers: int, first: bool, last: bool) -> list[Parameter]:
+    """Parameters of the local implementation, in the order in which the model registers them.
+
+    Args:
+        config: a validated configuration whose model fields are filled.
+        layers: decoder layers of the part.
+        first: it has the embedding, the vision tower and the projector.
+        last: it has the final norm and the output layer.
+    """
+    found = list(_language(config, layers, first, last))
+    if first:
+        newline = Parameter("image_newline", known(config.language.hidden_size))
+        found = [newline, *found, *_tower(config), *_projector(config)]
+    return found
+
+
+def _language(config: RunConfig, layers: int, first: bool, last: bool) -> Iterator[Parameter]:
+    language, tensor = config.language, config.parallel.tensor_model_parallel_size
+    hidden, ffn = known(language.hidden_size), known(language.ffn_hidden_size) // tensor
+    head = known(language.head_width)
+    query = known(language.num_attention_heads) * head
+    fused = (query + 2 * known(language.query_groups) * head) // tensor
+    vocabulary = language.padded_vocab_size(tensor) // tensor * hidden
+    if first:
+        yield Parameter("language_model.embedding.word_embeddings.weight", vocabulary)
+    for number in range(layers):
+        prefix = f"language_model.decoder.layers.{number}."
+        yield Parameter(prefix + "input_layernorm.weight", hidden)
+        yield Parameter(prefix + "self_attention.linear_proj.weight", query // tensor * hidden)
+        yield Parameter(prefix + "self_attention.linear_qkv.weight", fused * hidden)
+        if language.add_qkv_bias:
+            yield Parameter(prefix + "self_attention.linear_qkv.bias", fused)
+        yield Parameter(prefix + "pre_mlp_layernorm.weight", hidden)
+        yield Parameter(prefix + "mlp.linear_fc1.weight", 2 * ffn * hidden)
+        yield Parameter(prefix + "mlp.linear_fc2.weight", ffn * hidden)
+    if last:
+        yield Parameter("language_model.decoder.final_layernorm.weight", hidden)
+        if language.untie_embeddings_and_output_weights or not first:
+            yield Parameter("language_model.output_layer.weight", vocabulary)
+
+
+def _tower(config: RunConfig) -> Iterator[Parameter]:
+    vision, parallel = config.vision, config.parallel
+    split = parallel.vision_parallel == "tensor"
+    tensor = parallel.tensor_model_parallel_size if split else 1
+    width, ffn = known(vision.vision_hidden_size), known(vision.vision_ffn_hidden_size) // tensor
+    patch = known(vision.vision_patch_size)
+    clip = vision.vision_model_type == "clip"
+    rows = (known(vision.vision_image_size) // patch) ** 2 + clip
+    if clip:
+        yield Parameter("vision_model.class_token", width)
+    yield Parameter("vision_model.conv1.weight", width * 3 * patch**2)
+    if not clip:
+        yield Parameter("vision_model.conv1.bias", width)
+    yield Parameter("vision_model.position_embeddings.weight", rows * width)
+    if clip:
+        yield from _with_bias("vision_model.ln_pre", width, width)
+    for number in range(known(vision.built_layers)):
+        prefix = f"vision_model.decoder.layers.{number}."
+        share = width // tensor
+        yield from _with_bias(prefix + "input_layernorm", width, width)
+        yield from _with_bias(prefix + "self_attention.linear_proj", share * width, width)
+        yield from _with_bias(prefix + "self_attention.linear_qkv", 3 * share * width, 3 * share)
+        yield from _with_bias(prefix + "pre_mlp_layernorm", width, width)
+        yield from _with_bias(prefix + "mlp.linear_fc1", ffn * width, ffn)
+        yield from _with_bias(prefix + "mlp.linear_fc2", ffn * width, width)
+
+
+def _projector(config: RunConfig) -> Iterator[Parameter]:
+    width, hidden = known(config.vision.vision_hidden_size), known(config.language.hidden_size)
+    share = hidden // config.parallel.tensor_model_parallel_size
+    prefix = "vision_projection.encoder."
+    yield from _with_bias(prefix + "linear_fc1", share * width, share)
+    yield from _with_bias(prefix + "linear_fc2", share * hidden, hidden)
+
+
+def _with_bias(name: str, weight: int, bias: int) -> Iterator[Parameter]:
+    yield Parameter(name + ".weight", weight)
+    yield Parameter(name + ".bias", bias)
