@@ -53,7 +53,8 @@ def test_what_a_rank_of_four_sends(operation, expected):
 
 def test_nothing_is_sent_by_one_rank():
     from megatron_llava.observe.collective_counter import CollectiveCounter, payload_by_kind
-    from megatron_llava.observe.communication import MicrobatchSizes, communication
+    from megatron_llava.observe.communication import communication
+    from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
 
     with CollectiveCounter() as counter:
         dist.all_reduce(torch.ones(3))
