@@ -26,6 +26,8 @@ from parallel_overhead_rank import Case, run_rank
 from report_header import header
 from synthetic_store import write_store
 
+from megatron_llava.platform.device import silence_core_warnings
+
 PACKS_PER_RANK = 4
 TP2, PP2 = "--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"
 OVERLAPS = ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather")
@@ -66,6 +68,7 @@ def measure(cases: list[Case], steps: int) -> list[list[dict[str, Any]]]:
     Raises:
         RuntimeError: a process ended without its results.
     """
+    silence_core_warnings()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
