@@ -23,10 +23,17 @@ def check_stages(config: RunConfig) -> None:
     if stages == 1:
         raise ValueError(f"{said} needs --pipeline-model-parallel-size 2 or more, not 1: drop it")
     rest, others = layers - sum(given.values()), stages - len(given)
-    if rest < 0 or (rest % others if others else rest):
+    if len(given) == 2 and stages == 2 and config.virtual_stages:
+        # Core divides by the number of stages in between to find the layers of a virtual stage.
+        raise ValueError(
+            f"{said} with virtual stages on --pipeline-model-parallel-size 2 say the same twice: "
+            "give one of them"
+        )
+    if rest < others or (rest % others if others else rest):
         raise ValueError(
             f"{said} leaves {rest} of --num-layers {layers} for {others} other pipeline stages of "
-            f"--pipeline-model-parallel-size {stages}: give counts that leave a multiple of that"
+            f"--pipeline-model-parallel-size {stages}: give counts that leave a multiple of that, "
+            "at least one for each"
         )
 
 

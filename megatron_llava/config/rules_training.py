@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_llava.config.rules_model import known, smallest_stage
+from megatron_llava.config.rules_model import known, layers_of_stages, smallest_stage
 from megatron_llava.config.run import RunConfig, all_fields
 from megatron_llava.config.training import TUNABLE_PARTS
 
@@ -101,6 +101,20 @@ def check_recompute(config: RunConfig) -> None:
             f"--recompute-num-layers {layers} is more than the {stage} layers of a pipeline stage: "
             f"give {stage} or less"
         )
+    if layers is None or recompute.recompute_method != "uniform" or _placed_later(config):
+        return
+    for count in sorted(set(layers_of_stages(config))):
+        held = count // (config.virtual_stages or 1)
+        if held % layers != 0:
+            raise ValueError(
+                f"--recompute-method uniform: --recompute-num-layers {layers} does not divide the "
+                f"{held} layers of a pipeline stage: give a divisor of {held}, or block"
+            )
+
+
+def _placed_later(config: RunConfig) -> bool:
+    """Whether the layers of stages are known only when the data has been read."""
+    return config.parallel.pipeline_balance == "auto"
 
 
 def check_evaluation(config: RunConfig) -> None:

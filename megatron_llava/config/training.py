@@ -102,7 +102,10 @@ class RecomputeConfig:
         None, "With full: recompute in chunks of layers, or the first layers of each stage"
     )
     recompute_num_layers: int | None = flag(
-        None, "With full: layers in a chunk (uniform) or in a stage (block)", minimum=1
+        None,
+        "With full: layers in a chunk (uniform) or in a stage (block); a vision tower whose layers "
+        "uniform chunks do not divide has chunks of one",
+        minimum=1,
     )
 
     @property

@@ -45,5 +45,5 @@ def load_model(
     # On CUDA core draws even weights that are loaded next, and needs a seed for it.
     set_seed(config.training.seed)
     model = build_llava_model(config)
-    load_weights(root, chosen, model)
+    load_weights(root, chosen, [model])
     return model.to(device).eval(), image_settings(config)

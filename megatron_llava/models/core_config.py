@@ -70,6 +70,10 @@ def vision_transformer_config(config: RunConfig) -> TransformerConfig:
     """The vision encoder: LayerNorm, biases everywhere, all layers on the first pipeline stage."""
     vision = config.vision
     recompute = _recompute(config) if config.recompute.recompute_vision else {}
+    chunk = recompute.get("recompute_num_layers") or 1
+    if recompute.get("recompute_method") == "uniform" and vision.built_layers % chunk:
+        # Core would reach beyond the last layer; the 23 of CLIP-L have no divisor.
+        recompute["recompute_num_layers"] = 1
     shared = _shared(config)
     if config.parallel.vision_parallel == "data":
         shared["tensor_model_parallel_size"] = 1

@@ -56,6 +56,35 @@ def test_virtual_stages(make_config, changes, world_size, stages):
         ),
         ({**PP2, "no_overlap_p2p_communication": True}, 2, "virtual pipeline stages|drop it"),
         (
+            {
+                **PP2,
+                STAGES_EACH: 2,
+                "decoder_first_pipeline_num_layers": 4,
+                "decoder_last_pipeline_num_layers": 4,
+            },
+            2,
+            "--decoder-first-pipeline-num-layers 4|say the same twice|give one",
+        ),
+        (
+            {
+                **PP4,
+                "decoder_first_pipeline_num_layers": 4,
+                "decoder_last_pipeline_num_layers": 4,
+            },
+            4,
+            "leaves 0 of --num-layers 8 for 2 other|at least one for each",
+        ),
+        (
+            {
+                **PP2,
+                "recompute_granularity": "full",
+                "recompute_method": "uniform",
+                "recompute_num_layers": 3,
+            },
+            2,
+            "--recompute-num-layers 3 does not divide the 4 layers|or block",
+        ),
+        (
             {**PP4, STAGES_EACH: 2, "global_batch_size": 6},
             4,
             "6 microbatches|multiple of --pipeline-model-parallel-size 4|--global-batch-size",

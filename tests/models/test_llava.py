@@ -253,3 +253,18 @@ def test_two_runs_give_the_same_bits():
     batch = pack(config, mixed_samples())
     first = losses_and_gradients(tiny_model(config), batch)
     assert_bitwise(losses_and_gradients(tiny_model(config), batch), first)
+
+
+def test_uniform_chunks_that_do_not_divide_the_tower_are_single_layers():
+    """Core would look for a layer beyond the last one."""
+    config = tiny_config(
+        vision_num_layers=3,
+        recompute_granularity="full",
+        recompute_method="uniform",
+        recompute_num_layers=2,
+        recompute_vision=True,
+    )
+    model = tiny_model(config)
+    losses_and_gradients(model, pack(config, mixed_samples()))
+    assert model.vision_model.decoder.config.recompute_num_layers == 1
+    assert model.language_model.decoder.config.recompute_num_layers == 2
