@@ -34,6 +34,7 @@ from megatron_llava.convert.root_files import (
 from megatron_llava.convert.single_process import single_process
 from megatron_llava.parallel.checkpoint_directory import (
     RELEASE,
+    find_checkpoint,
     iteration_directory,
     latest_iteration,
 )
@@ -137,9 +138,9 @@ def _stored_dtype(root: Path, iteration: int | str) -> torch.dtype:
     """The dtype of the newline vector in the checkpoint, which is that of all parameters."""
     from megatron.core import dist_checkpointing
 
-    directory = iteration_directory(root, iteration)
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such checkpoint")
+    directory = find_checkpoint(root, iteration)
+    if directory is None:
+        raise ValueError(f"{iteration_directory(root, iteration)}: no such checkpoint")
     metadata = dist_checkpointing.load_tensors_metadata(str(directory))
     if "image_newline" not in metadata:
         raise ValueError(f"{directory}: holds no image_newline; is it a LLaVA checkpoint?")

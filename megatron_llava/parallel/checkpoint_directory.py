@@ -4,10 +4,18 @@ A root holds ``latest_checkpointed_iteration.txt`` (an iteration number, or ``re
 converted weights) and one folder per checkpoint, ``iter_0000100/`` or ``release/``. Beside them lie
 the architecture (``model.yaml``), tensors that are never trained (``passthrough.safetensors``) and
 the Hugging Face files that travel along (``hf/``).
+
+A checkpoint grows under a name of its own, ``iter_0000100.partial-<word>``. One that is written
+again stands aside as ``iter_0000100.replaced`` until its successor has its name, so that at any
+moment one of the two is there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import shutil
 from pathlib import Path
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -29,6 +37,48 @@ def iteration_directory(root: str | Path, iteration: Iteration) -> Path:
     return Path(root) / name
 
 
+def partial_directory(root: str | Path, iteration: Iteration, word: str) -> Path:
+    """Folder that a checkpoint is written in before it is complete."""
+    final = iteration_directory(root, iteration)
+    return final.with_name(f"{final.name}.partial-{word}")
+
+
+def find_checkpoint(root: str | Path, iteration: Iteration) -> Path | None:
+    """Folder that holds a complete checkpoint; None where there is none."""
+    final = iteration_directory(root, iteration)
+    return next((folder for folder in (final, _aside(final)) if folder.is_dir()), None)
+
+
+def publish(root: str | Path, iteration: Iteration, partial: Path) -> None:
+    """Give a complete checkpoint its name, then point the tracker at it, each atomically."""
+    final, tracker = iteration_directory(root, iteration), Path(root) / TRACKER
+    if final.exists():
+        final.rename(_aside(final))
+    partial.rename(final)
+    shutil.rmtree(_aside(final), ignore_errors=True)
+    written = tracker.with_name(tracker.name + ".partial")
+    written.write_text(str(iteration))
+    os.replace(written, tracker)
+
+
+def remove_leftovers(root: str | Path) -> None:
+    """Remove what saves left behind that did not end; none may be under way."""
+    for folder in Path(root).glob("*"):
+        name, _, kind = folder.name.partition(".")
+        if not re.fullmatch(rf"iter_\d+|{RELEASE}", name):
+            continue
+        has_successor = kind == "replaced" and folder.with_name(name).exists()
+        if kind.startswith("partial") or has_successor:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif kind == "replaced":
+            with contextlib.suppress(OSError):  # it is found under this name as well
+                folder.rename(folder.with_name(name))
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(final.name + ".replaced")
+
+
 def latest_iteration(root: str | Path) -> Iteration | None:
     """What the tracker of ``root`` names; None where there is no tracker.
 
@@ -42,6 +92,6 @@ def latest_iteration(root: str | Path) -> Iteration | None:
     if text != RELEASE and not text.isdigit():
         raise CheckpointError(f"{tracker}: expected an iteration number or '{RELEASE}': {text!r}")
     iteration: Iteration = RELEASE if text == RELEASE else int(text)
-    if not iteration_directory(root, iteration).is_dir():
+    if find_checkpoint(root, iteration) is None:
         raise CheckpointError(f"{tracker} names {text}, but that checkpoint's folder is missing")
     return iteration

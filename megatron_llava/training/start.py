@@ -12,7 +12,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     MODEL_YAML,
     CheckpointError,
     Iteration,
-    iteration_directory,
+    find_checkpoint,
     latest_iteration,
 )
 
@@ -31,7 +31,7 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
         iteration: Iteration | None = checkpoint.ckpt_step
         if iteration is None:
             iteration = latest_iteration(checkpoint.load)
-        elif not iteration_directory(checkpoint.load, iteration).is_dir():
+        elif find_checkpoint(checkpoint.load, iteration) is None:
             raise CheckpointError(
                 f"--ckpt-step {iteration}: {checkpoint.load} has no checkpoint of that step"
             )
