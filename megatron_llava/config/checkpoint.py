@@ -38,6 +38,21 @@ class CheckpointConfig:
         "Save the distributed optimizer so that it resumes at any layout, "
         "not only at another data-parallel size; gathers it while saving",
     )
+    async_save: bool = flag(
+        False,
+        "Write checkpoints from child processes while training goes on; a second save waits for "
+        "the first, and the end of the run for the last",
+    )
+    no_ckpt_fully_parallel_save: bool = flag(
+        False,
+        "Let only the first data-parallel rank write what all of them hold, "
+        "instead of sharing the work among them",
+    )
+    ckpt_fully_parallel_load: bool = flag(
+        False,
+        "Read each part of a checkpoint once among the data-parallel ranks, which send it to each "
+        "other, instead of reading it on each",
+    )
     ckpt_format: Literal["torch_dist"] = flag(
         "torch_dist", "Format of checkpoints; they load at any parallel layout"
     )

@@ -134,8 +134,14 @@ def check_saving(config: RunConfig) -> None:
     if checkpoint.save is None:
         if checkpoint.save_interval is not None:
             raise ValueError(f"--save-interval {checkpoint.save_interval} needs --save: add it")
-        if checkpoint.no_save_optim:
-            raise ValueError("--no-save-optim says how to write --save, which is not given")
+        how = {
+            "--no-save-optim": checkpoint.no_save_optim,
+            "--async-save": checkpoint.async_save,
+            "--no-ckpt-fully-parallel-save": checkpoint.no_ckpt_fully_parallel_save,
+        }
+        for option, given in how.items():
+            if given:
+                raise ValueError(f"{option} says how to write --save, which is not given: add it")
 
 
 def check_loading(config: RunConfig) -> None:

@@ -6,7 +6,7 @@ does the tracker name it. So a save that dies leaves the last good one in force.
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,124 +14,223 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.base import (
+    AsyncSaveShardedStrategy,
+    StrategyAction,
+    get_default_strategy,
+)
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_llava.parallel.agreement import any_rank, failure, is_first_rank, one_line
+from megatron_llava.parallel.background_write import BackgroundWrite, termination_waits
 from megatron_llava.parallel.checkpoint_directory import (
-    TRACKER,
     CheckpointError,
     Iteration,
+    find_checkpoint,
     iteration_directory,
+    partial_directory,
+    publish,
+    remove_leftovers,
 )
 
-_PARTIAL_SUFFIX = ".partial"
+
+class PendingSave:
+    """A checkpoint that is being written: not there until ``finish`` says so."""
+
+    def __init__(
+        self,
+        root: Path,
+        iteration: Iteration,
+        partial: Path,
+        request: AsyncRequest,
+        write_beside: Callable[[], None] | None,
+    ) -> None:
+        self.iteration = iteration
+        self._root, self._partial = root, partial
+        self._write_beside = write_beside
+        self._writing = BackgroundWrite(request)
+
+    def finish(self, *, wait: bool) -> bool:
+        """Publish the checkpoint if every rank has written its part.
+
+        Args:
+            wait: until it is written, however long that takes.
+
+        Returns:
+            Whether it is there now; the same on every rank.
+
+        Raises:
+            CheckpointError: some rank could not write its part; it is named, and the checkpoints
+                that were there before are unchanged.
+        """
+        if not self._writing.is_done(wait=wait):
+            return False
+        ended, collected = failure(self._writing.check), failure(self._writing.finalize)
+        reason = ended or collected or failure(self._publish)
+        if reason:
+            raise _not_written(self._root, self.iteration, self._partial, reason)
+        return True
+
+    def _publish(self) -> None:
+        if is_first_rank():
+            if self._write_beside is not None:
+                self._write_beside()
+            publish(self._root, self.iteration, self._partial)
 
 
-def save_sharded(
+def start_save(
     root: str | Path,
     iteration: Iteration,
     state: dict[str, Any],
+    *,
     checkpoint_format: str = "torch_dist",
+    fully_parallel: bool = False,
     write_beside: Callable[[], None] | None = None,
-) -> None:
-    """Write a checkpoint on all ranks together and make it the latest.
+) -> PendingSave:
+    """Start to write a checkpoint on all ranks together; one at a time.
 
     Args:
         checkpoint_format: core's name of the format.
+        fully_parallel: share the writing among data- and context-parallel ranks, which hold the
+            same weights.
         state: a sharded state dict of core: ShardedTensors and ShardedObjects of every rank, and
-            plain objects that are equal on all ranks.
+            plain objects that are equal on all ranks. The caller may change the tensors as soon
+            as this returns.
         write_beside: writes the files that belong beside the checkpoints, on the first rank, once
             the checkpoint is complete.
 
     Raises:
-        CheckpointError: not enough room, or the write failed on some rank; the checkpoints that
-            were there before are unchanged.
+        CheckpointError: not enough room, or the write could not start on some rank; the
+            checkpoints that were there before are unchanged.
     """
     root = Path(root)
-    final = iteration_directory(root, iteration)
-    partial = final.with_name(final.name + _PARTIAL_SUFFIX)
-    _check_room(root, state)
+    # No two attempts share a folder: the writer of a killed run may be alive yet.
+    partial = partial_directory(root, iteration, _agreed_token())
+    requests: list[AsyncRequest] = []
 
     def prepare() -> None:
-        if _is_first_rank():
-            shutil.rmtree(partial, ignore_errors=True)
+        if is_first_rank():
             partial.mkdir(parents=True)
 
-    def write() -> None:
-        dist_checkpointing.save(state, str(partial), sharded_strategy=(checkpoint_format, 1))
+    def plan() -> None:
+        requests.append(_plan_write(state, partial, checkpoint_format, fully_parallel))
 
-    def publish() -> None:
-        if _is_first_rank():
-            if write_beside is not None:
-                write_beside()
-            _publish(partial, final, root / TRACKER, str(iteration))
-
-    reason = _failure(prepare) or _failure(write) or _failure(publish)
+    if is_first_rank():
+        remove_leftovers(root)
+    _check_room(root, state)
+    reason = failure(prepare) or failure(plan)
     if reason:
-        if _is_first_rank():
-            shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"{final}: the checkpoint could not be written ({reason}); the checkpoints before it "
-            "are untouched"
-        )
+        raise _not_written(root, iteration, partial, reason)
+    return PendingSave(root, iteration, partial, requests[0], write_beside)
 
 
-def _failure(action: Callable[[], None]) -> str | None:
-    """Run a part of the work on every rank; None if all succeeded, else why the first one did not.
+def save_sharded(root: str | Path, iteration: Iteration, state: dict[str, Any]) -> None:
+    """Write a checkpoint on all ranks together and make it the latest; see ``start_save``."""
+    start_save(root, iteration, state).finish(wait=True)
 
-    Every rank learns of a failure, so that none waits for a rank that has left.
-    """
-    reason: str | None = None
+
+def _plan_write(
+    state: dict[str, Any], partial: Path, checkpoint_format: str, fully_parallel: bool
+) -> AsyncRequest:
+    """Write the part that all ranks share, and say what each rank has to write."""
+    strategy = get_default_strategy(StrategyAction.SAVE_SHARDED, checkpoint_format, 1)
+    if fully_parallel:
+        strategy = FullyParallelSaveStrategyWrapper(strategy, _replicas())
+    meeting = _Meeting(strategy)
     try:
-        action()
-    # Core and torch raise a dozen kinds, one of which is no Exception.
-    except (Exception, CheckpointException) as caught:
-        reason = _one_line(caught)
-    if not _any_rank(reason is not None):
-        return None
-    reasons: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(reasons, reason)
-    return next(said for said in reasons if said is not None)
+        with termination_waits():
+            return dist_checkpointing.save(
+                state, str(partial), sharded_strategy=meeting, async_sharded_save=True
+            )
+    except (Exception, CheckpointException):
+        if not meeting.reached:
+            any_rank(True)
+        raise
+
+
+class _Meeting(AsyncSaveShardedStrategy):
+    """Where all ranks meet after the first one has written the shared part.
+
+    Core goes on to collectives there, in which the others would wait for a first rank that failed.
+    """
+
+    def __init__(self, strategy: AsyncSaveShardedStrategy) -> None:
+        super().__init__(strategy.backend, strategy.version)
+        self._strategy = strategy
+        self.reached = False
+
+    def async_save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> AsyncRequest:
+        self.reached = True
+        if any_rank(False):
+            raise CheckpointException("write", {})
+        return self._strategy.async_save(sharded_state_dict, checkpoint_dir)
+
+    @property
+    def can_handle_sharded_objects(self) -> bool:
+        return bool(self._strategy.can_handle_sharded_objects)
 
 
 def load_sharded(
-    root: str | Path, iteration: Iteration, state: dict[str, Any], *, strict: bool = True
+    root: str | Path,
+    iteration: Iteration,
+    state: dict[str, Any],
+    *,
+    strict: bool = True,
+    fully_parallel: bool = False,
 ) -> dict[str, Any]:
     """Read a checkpoint into the layout of ``state``, whatever layout wrote it.
 
     Args:
         state: a sharded state dict whose tensors say which part this rank needs.
         strict: refuse a checkpoint that lacks a tensor of ``state``, or holds one that it lacks.
+        fully_parallel: read every tensor once among the data- and context-parallel ranks, which
+            then send it to each other.
 
     Raises:
         CheckpointError: the folder is missing or the contents do not fit.
     """
-    directory = iteration_directory(root, iteration)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint")
+    directory = find_checkpoint(root, iteration)
+    if directory is None:
+        raise CheckpointError(f"{iteration_directory(root, iteration)}: no such checkpoint")
     handling = StrictHandling.RAISE_ALL if strict else StrictHandling.ASSUME_OK_UNEXPECTED
     try:
-        return dist_checkpointing.load(state, str(directory), strict=handling)
+        strategy = get_default_load_sharded_strategy(str(directory))
+        if fully_parallel:
+            strategy = FullyParallelLoadStrategyWrapper(strategy, _replicas())
+        return dist_checkpointing.load(state, str(directory), strategy, strict=handling)
     # Core and torch raise a dozen kinds, one of which is no Exception.
     except (Exception, CheckpointException) as caught:
-        raise CheckpointError(f"{directory}: {_one_line(caught)}") from caught
+        raise CheckpointError(f"{directory}: {one_line(caught)}") from caught
 
 
-def _publish(partial: Path, final: Path, tracker: Path, text: str) -> None:
-    """Give a complete checkpoint its name, then point the tracker at it, each atomically."""
-    if final.exists():
-        replaced = final.with_name(final.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(final)
-    written = tracker.with_name(tracker.name + _PARTIAL_SUFFIX)
-    written.write_text(text)
-    os.replace(written, tracker)
+def _replicas() -> dist.ProcessGroup:
+    """The ranks that hold the same weights as this one."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def _not_written(root: Path, iteration: Iteration, partial: Path, reason: str) -> CheckpointError:
+    if is_first_rank():
+        shutil.rmtree(partial, ignore_errors=True)
+    return CheckpointError(
+        f"{iteration_directory(root, iteration)}: the checkpoint could not be written ({reason}); "
+        "the checkpoints before it are untouched"
+    )
+
+
+def _agreed_token() -> str:
+    """A random word, the same on every rank."""
+    token = [secrets.token_hex(4)]
+    dist.broadcast_object_list(token, src=0)
+    return token[0]
 
 
 def _check_room(root: Path, state: dict[str, Any]) -> None:
@@ -144,7 +243,7 @@ def _check_room(root: Path, state: dict[str, Any]) -> None:
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    if _any_rank(free < int(needed)):
+    if any_rank(free < int(needed)):
         raise CheckpointError(
             f"{root}: a checkpoint needs {int(needed):,} bytes and {free:,} are free; free some "
             "room or point --save elsewhere"
@@ -152,32 +251,13 @@ def _check_room(root: Path, state: dict[str, Any]) -> None:
 
 
 def _stored_bytes(state: Any) -> int:
-    """Bytes of the tensors that this rank writes (replica 0 of each)."""
+    """Bytes of the tensors that are written from this rank's copy (replica 0 of each)."""
     if isinstance(state, dict):
         return sum(_stored_bytes(value) for value in state.values())
     if isinstance(state, (list, tuple)):
         return sum(_stored_bytes(value) for value in state)
-    if isinstance(state, ShardedTensor) and state.data is not None:
+    if isinstance(state, (ShardedTensor, ShardedTensorFactory)) and state.data is not None:
         replica = state.replica_id
         main = replica == 0 if isinstance(replica, int) else not any(replica)
         return state.data.numel() * state.data.element_size() if main else 0
     return 0
-
-
-def _any_rank(condition: bool) -> bool:
-    """True on every rank when ``condition`` is true on one."""
-    flag = torch.tensor([int(condition)])
-    if dist.get_backend() == "nccl":
-        flag = flag.cuda()
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag)
-
-
-def _is_first_rank() -> bool:
-    return dist.get_rank() == 0
-
-
-def _one_line(error: BaseException) -> str:
-    """The last line of an error's text that says something, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]

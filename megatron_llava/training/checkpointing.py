@@ -24,13 +24,19 @@ from megatron_llava.parallel.checkpoint_directory import (
     SIDE_FILES,
     CheckpointError,
     Iteration,
+    find_checkpoint,
     iteration_directory,
 )
-from megatron_llava.parallel.checkpoint_io import load_sharded, save_sharded
+from megatron_llava.parallel.checkpoint_io import PendingSave, load_sharded, start_save
+from megatron_llava.training.checkpoint_layout import (
+    check_optimizer,
+    described,
+    layout,
+    optimizer_kind,
+)
 from megatron_llava.training.optimizer_state import (
     allocate_adam_state,
     load_optimizer,
-    lr_multiples,
     optimizer_metadata,
 )
 
@@ -43,20 +49,10 @@ class TrainingState:
     """This rank's parts of the model: one, or as many as it has virtual stages."""
     optimizer: MegatronOptimizer | None
     scheduler: OptimizerParamScheduler | None
-    distributed_optimizer: bool
     iteration: int
     consumed_packs: int
     data_fingerprint: str
     """Identifies the store, the packing and the seed that ``consumed_packs`` counts in."""
-
-
-def layout() -> dict[str, int]:
-    """The parallel layout of the running world."""
-    return {
-        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
-        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
-        "data": parallel_state.get_data_parallel_world_size(),
-    }
 
 
 def save_training_state(
@@ -66,12 +62,16 @@ def save_training_state(
     with_optimizer: bool,
     fully_reshardable: bool,
     checkpoint_format: str,
+    fully_parallel: bool = True,
     write_beside: Callable[[], None] | None = None,
-) -> None:
-    """Write ``iter_<iteration>`` under ``root`` on all ranks together.
+) -> PendingSave:
+    """Start to write ``iter_<iteration>`` under ``root`` on all ranks together.
+
+    Training may go on when this returns; the checkpoint is there when the returned save has been
+    finished.
 
     Raises:
-        CheckpointError: it could not be written; the checkpoints before it stay in force.
+        CheckpointError: it could not be started; the checkpoints before it stay in force.
     """
     models = _sharded_models(state.models)
     content: dict[str, Any] = {
@@ -80,9 +80,9 @@ def save_training_state(
         "iteration": state.iteration,
         "consumed_packs": state.consumed_packs,
         "data_fingerprint": state.data_fingerprint,
-        "layout": layout(),
+        "layout": layout(state.models),
         "has_optimizer": with_optimizer,
-        "lr_multiples": lr_multiples(state.optimizer),
+        "optimizer_kind": optimizer_kind(state.optimizer, state.models),
     }
     if with_optimizer:
         assert state.optimizer is not None and state.scheduler is not None
@@ -93,10 +93,19 @@ def save_training_state(
             models, is_loading=False, metadata=optimizer_metadata(sharding)
         )
         content["opt_param_scheduler"] = state.scheduler.state_dict()
-    save_sharded(root, state.iteration, content, checkpoint_format, write_beside)
+    return start_save(
+        root,
+        state.iteration,
+        content,
+        checkpoint_format=checkpoint_format,
+        fully_parallel=fully_parallel,
+        write_beside=write_beside,
+    )
 
 
-def load_weights(root: str, iteration: Iteration, models: list[LlavaModel]) -> None:
+def load_weights(
+    root: str, iteration: Iteration, models: list[LlavaModel], *, fully_parallel: bool = False
+) -> None:
     """Load only the weights of a checkpoint, at any layout.
 
     Raises:
@@ -106,7 +115,7 @@ def load_weights(root: str, iteration: Iteration, models: list[LlavaModel]) -> N
     # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
     for name, part in wanted.items():
         wanted[name] = {k: v for k, v in part.items() if not k.endswith("_extra_state")}
-    loaded = load_sharded(root, iteration, wanted, strict=False)
+    loaded = load_sharded(root, iteration, wanted, strict=False, fully_parallel=fully_parallel)
     for model, name in zip(models, wanted, strict=True):
         missing, unexpected = model.load_state_dict(loaded[name], strict=False)
         missing = [key for key in missing if not key.endswith("_extra_state")]
@@ -123,7 +132,13 @@ def _sharded_models(models: list[LlavaModel]) -> dict[str, Any]:
 
 
 def load_training_state(
-    root: str, iteration: int, state: TrainingState, *, with_optimizer: bool, with_rng: bool
+    root: str,
+    iteration: int,
+    state: TrainingState,
+    *,
+    with_optimizer: bool,
+    with_rng: bool,
+    fully_parallel: bool = False,
 ) -> list[str]:
     """Load a checkpoint into ``state`` and set the random generators.
 
@@ -133,17 +148,20 @@ def load_training_state(
     Raises:
         CheckpointError: the checkpoint does not fit the model, the data or the layout.
     """
-    common = dist_checkpointing.load_common_state_dict(str(iteration_directory(root, iteration)))
+    directory = find_checkpoint(root, iteration)
+    if directory is None:
+        raise CheckpointError(f"{iteration_directory(root, iteration)}: no such checkpoint")
+    common = dist_checkpointing.load_common_state_dict(str(directory))
     if common["data_fingerprint"] != state.data_fingerprint:
         raise CheckpointError(
             f"{root}: the run at step {iteration} read other data or packed it otherwise (data, "
             "--seq-length, image settings, --packing-window or --seed changed); restore them, or "
             "start over from its weights with --finetune"
         )
-    same_layout = common["layout"] == layout()
+    before, now = common["layout"], layout(state.models)
     remarks = []
-    if with_optimizer:
-        _check_optimizer(root, iteration, common, state)
+    if with_optimizer and state.optimizer is not None:
+        check_optimizer(f"{root}: step {iteration}", common, state.optimizer, state.models)
     models = _sharded_models(state.models)
     content: dict[str, Any] = dict(models)
     if with_optimizer and state.optimizer is not None:
@@ -154,13 +172,13 @@ def load_training_state(
                 is_loading=True,
                 metadata=optimizer_metadata(common["optimizer_sharding"]),
             )
-    if with_rng and same_layout:
+    if with_rng and before == now:
         content["rng_state"] = _sharded_rng_state()
     elif with_rng:
         remarks.append(
-            f"random states are not restored: saved at {common['layout']}, now {layout()}"
+            f"random states are not restored: saved at {described(before)}; now {described(now)}"
         )
-    loaded = load_sharded(root, iteration, content, strict=False)
+    loaded = load_sharded(root, iteration, content, strict=False, fully_parallel=fully_parallel)
     for model, name in zip(state.models, models, strict=True):
         model.load_state_dict(loaded[name], strict=True)
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
@@ -213,33 +231,6 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
         os.replace(written, target)
     finally:
         written.unlink(missing_ok=True)
-
-
-def _check_optimizer(
-    root: str, iteration: int, common: dict[str, Any], state: TrainingState
-) -> None:
-    """Refuse optimizer state that is not there or does not fit the run."""
-    if not common["has_optimizer"]:
-        raise CheckpointError(
-            f"{root}: step {iteration} was saved without optimizer state; use --no-load-optim"
-        )
-    multiples = lr_multiples(state.optimizer)
-    if common["lr_multiples"] != multiples:
-        raise CheckpointError(
-            f"{root}: step {iteration} was trained at {common['lr_multiples']} times --lr, now it "
-            f"is {multiples}: keep --mm-vision-tower-lr and --mm-projector-lr in the same ratio to "
-            "--lr, or use --no-load-optim"
-        )
-    saved, now = common["layout"], layout()
-    same = all(saved[key] == now[key] for key in ("tensor", "pipeline"))
-    reshardable = common["optimizer_sharding"] == "fully_reshardable"
-    if state.distributed_optimizer and not (same or reshardable):
-        raise CheckpointError(
-            f"{root}: the distributed optimizer was saved at tensor x pipeline {saved['tensor']} "
-            f"x {saved['pipeline']} and cannot be read at {now['tensor']} x {now['pipeline']}; "
-            "resume at that layout, save with --dist-ckpt-optim-fully-reshardable, or use "
-            "--no-load-optim"
-        )
 
 
 def _sharded_rng_state() -> ShardedObject:

@@ -18,6 +18,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.parallel.checkpoint_directory import CheckpointError
+from megatron_llava.parallel.checkpoint_io import PendingSave
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
@@ -67,6 +69,8 @@ class Trainer:
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
+    _pending: PendingSave | None = field(init=False, default=None)
+    _save_started: float = field(init=False, default=0.0)
     _gathers_ahead: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class Trainer:
             with self.interval.paused():
                 if self.make_validation is not None and self._due(training.eval_interval):
                     self.validate()
+                self._publish_save(wait=False)
                 if checkpoint.save is not None and self._due(checkpoint.save_interval):
                     self.save()
             if self._due(training.exit_interval):
@@ -92,6 +97,7 @@ class Trainer:
                 break
         if checkpoint.save is not None and self.saved_at != self.iteration:
             self.save()
+        self.finish_saves()
         with self._parameters_in_place():
             pass  # the last update has reached every rank when this returns
 
@@ -121,35 +127,65 @@ class Trainer:
         return loss
 
     def save(self) -> None:
-        """Write a checkpoint of this step.
+        """Write a checkpoint of this step; with --async-save, start to.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written, or the one before could not.
         """
-        root, started = self.config.checkpoint.save, time.perf_counter()
+        self.finish_saves()
+        checkpoint, started = self.config.checkpoint, time.perf_counter()
+        root = checkpoint.save
         state = TrainingState(
             models=self.models,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
-            distributed_optimizer=self.config.parallel.use_distributed_optimizer,
             iteration=self.iteration,
             consumed_packs=self.source.consumed_packs,
             data_fingerprint=self.source.schedule.fingerprint,
         )
         with self._parameters_in_place():
-            save_training_state(
+            self._pending = save_training_state(
                 root,
                 state,
-                with_optimizer=not self.config.checkpoint.no_save_optim,
-                fully_reshardable=self.config.checkpoint.dist_ckpt_optim_fully_reshardable,
-                checkpoint_format=self.config.checkpoint.ckpt_format,
+                with_optimizer=not checkpoint.no_save_optim,
+                fully_reshardable=checkpoint.dist_ckpt_optim_fully_reshardable,
+                checkpoint_format=checkpoint.ckpt_format,
+                fully_parallel=not checkpoint.no_ckpt_fully_parallel_save,
                 write_beside=lambda: write_side_files(
                     self.side_files, root, model_to_yaml(self.config)
                 ),
             )
-        self.saved_at = self.iteration
-        seconds = time.perf_counter() - started
-        self.reporter.message(f"step {self.iteration}: saved to {root} in {seconds:.1f} s")
+        self.saved_at, self._save_started = self.iteration, started
+        if checkpoint.async_save:
+            seconds = time.perf_counter() - started
+            self.reporter.message(f"step {self.iteration}: saving to {root} ({seconds:.1f} s here)")
+        else:
+            self.finish_saves()
+
+    def finish_saves(self) -> None:
+        """Wait for the checkpoint that --async-save is still writing, if any, and publish it.
+
+        All ranks together.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._publish_save(wait=True)
+
+    def _publish_save(self, *, wait: bool) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        try:
+            if not pending.finish(wait=wait):
+                return
+        except CheckpointError:
+            self._pending = None
+            raise
+        self._pending = None
+        seconds = time.perf_counter() - self._save_started
+        root = self.config.checkpoint.save
+        self.reporter.message(f"step {pending.iteration}: saved to {root} in {seconds:.1f} s")
 
     def _step(self) -> StepResult:
         rows = self.source.step_rows()

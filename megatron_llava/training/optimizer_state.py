@@ -16,14 +16,14 @@ def lr_multiples(optimizer: MegatronOptimizer | None) -> list[float]:
     return sorted({float(group["lr_mult"]) for group in groups})
 
 
-def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+def optimizer_parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     """Core's optimizers inside the chain that it makes of them."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
     """The torch optimizers inside core's."""
-    return [part.optimizer for part in _parts(optimizer) if part.optimizer is not None]
+    return [part.optimizer for part in optimizer_parts(optimizer) if part.optimizer is not None]
 
 
 def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
@@ -32,7 +32,7 @@ def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
     Args:
         steps: the count for an Adam without parameters, on a stage where everything is frozen.
     """
-    for part in _parts(optimizer):
+    for part in optimizer_parts(optimizer):
         if isinstance(part, DistributedOptimizer) and not part.get_parameters():
             part.optimizer.state["no parameters"] = {"step": torch.tensor(float(steps))}
     for adam in _adams(optimizer):
@@ -48,7 +48,7 @@ def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
 @torch.no_grad()
 def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
     """Load core's optimizer with torch's Adam inside, whose step count core does not handle."""
-    parts = _parts(optimizer)
+    parts = optimizer_parts(optimizer)
     settings = [_settings(group) for adam in _adams(optimizer) for group in adam.param_groups]
     contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
     moments = []

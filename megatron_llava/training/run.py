@@ -75,7 +75,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     start = starting_checkpoint(config)
     resume = resumes(config, start)
     if start is not None and not resume:
-        load_weights(*start, models)
+        load_weights(*start, models, fully_parallel=config.checkpoint.ckpt_fully_parallel_load)
     optimizer = build_optimizer(config, wrapped)
     scheduler = build_scheduler(config, optimizer)
     source = BatchSource(
@@ -90,7 +90,6 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         models=models,
         optimizer=optimizer,
         scheduler=scheduler,
-        distributed_optimizer=config.parallel.use_distributed_optimizer,
         iteration=0,
         consumed_packs=0,
         data_fingerprint=schedule.fingerprint,
@@ -129,6 +128,7 @@ def _resume(
         state,
         with_optimizer=not config.checkpoint.no_load_optim,
         with_rng=not config.checkpoint.no_load_rng,
+        fully_parallel=config.checkpoint.ckpt_fully_parallel_load,
     )
     for remark in [*remarks, f"resumed {root} at step {state.iteration}"]:
         reporter.message(remark)
