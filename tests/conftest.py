@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from megatron_llava.platform import cpu
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A busy machine is slow, not wrong.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 if not torch.cuda.is_available():
     # Before any test imports megatron.core, which the tests of data/ do.
