@@ -34,17 +34,18 @@ def saving(folder, *more):
 def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path, variant):
     world_size, flags = VARIANTS[variant]
     arguments = setup.arguments(*flags, steps=20)
-    continuous = pool.run(train, arguments, world_size=world_size, with_weights=True)
+    continuous = pool.run(train, arguments, world_size=world_size, with_shards=True)
     first = [*arguments, *saving(tmp_path, "--exit-interval=10")]
     pool.run(train, first, world_size=world_size)
     assert latest_iteration(tmp_path) == 10
     second = [*arguments, *saving(tmp_path)]
-    resumed = pool.run(train, second, world_size=world_size, with_weights=True)
+    resumed = pool.run(train, second, world_size=world_size, with_shards=True)
     assert [step["iteration"] for step in resumed[0]["steps"]] == list(range(11, 21))
     assert resumed[0]["steps"] == continuous[0]["steps"][10:]
     for rank in range(world_size):
-        for name, weight in continuous[rank]["weights"].items():
-            assert np.array_equal(weight, resumed[rank]["weights"][name]), name
+        pairs = zip(continuous[rank]["shards"], resumed[rank]["shards"], strict=True)
+        for expected, found in pairs:
+            assert np.array_equal(expected.array, found.array), expected.key
 
 
 def test_module_rates_come_back_to_their_modules(pool, setup, tmp_path):
