@@ -152,3 +152,27 @@ def sum_of_ranks() -> int:
     total = torch.tensor(torch.distributed.get_rank())
     torch.distributed.all_reduce(total)
     return int(total)
+
+
+def die_on_rank(rank: int) -> None:
+    """End the process of one rank as a crash would."""
+    if torch.distributed.get_rank() == rank:
+        os._exit(3)
+
+
+def number_of_threads() -> int:
+    """Threads of this rank's process, those of its process group included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def make_groups() -> None:
+    """Core's process groups, in a circle of references, as a model has them."""
+    from megatron.core import parallel_state
+
+    from megatron_llava.config.parallel import ParallelConfig
+    from megatron_llava.parallel.groups import destroy_groups, initialize_groups
+
+    initialize_groups(ParallelConfig(device="cpu", tensor_model_parallel_size=2))
+    circle: list[Any] = [parallel_state.get_tensor_model_parallel_group()]
+    circle.append(circle)
+    destroy_groups()

@@ -102,10 +102,8 @@ class Pool:
             for rank, worker in enumerate(self._workers[:world_size]):
                 if rank in results or not worker.connection.poll(0.01):
                     continue
-                try:
-                    results[rank] = worker.connection.recv()
-                except EOFError:
-                    results[rank] = (False, f"died with exit code {worker.process.exitcode}")
+                results[rank] = _receive(worker)
+                if worker.connection.closed:
                     return self._give_up(results, world_size)
             # When one rank has failed, the others wait for it for ever.
             failed = any(not good for good, _ in results.values())
@@ -119,7 +117,12 @@ class Pool:
         self, results: dict[int, tuple[bool, Any]], world_size: int
     ) -> list[tuple[bool, Any]]:
         """Ask the ranks that are still busy for their stacks, and start over."""
-        busy = [rank for rank in range(world_size) if rank not in results]
+        busy = []
+        for rank, worker in enumerate(self._workers[:world_size]):
+            if rank not in results and worker.connection.poll():
+                results[rank] = _receive(worker)
+            elif rank not in results:
+                busy.append(rank)
         for rank in busy:
             if self._workers[rank].process.is_alive():
                 os.kill(self._workers[rank].process.pid, signal.SIGUSR1)
@@ -130,6 +133,16 @@ class Pool:
             results[rank] = (False, f"did not return; its stacks:\n{text}")
         self.close()
         return [results[rank] for rank in range(world_size)]
+
+
+def _receive(worker: _Worker) -> tuple[bool, Any]:
+    """The answer of a rank that has one, or that it has died; then its connection is closed."""
+    try:
+        return worker.connection.recv()
+    except (EOFError, ConnectionError):
+        worker.connection.close()
+        worker.process.join(timeout=1)
+        return (False, f"died with exit code {worker.process.exitcode}")
 
 
 def _ensure_fork_server() -> None:
