@@ -35,7 +35,7 @@ def answers(
     set_seed(1)
     try:
         model = build_llava_model(config)
-        load_weights(str(root), "release", model)
+        load_weights(str(root), "release", [model])
         prompts = [tiny_sample(sizes, 7 + n, n) for n, sizes in enumerate(SIZES)]
         found = generate(
             model,
