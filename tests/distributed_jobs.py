@@ -9,6 +9,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -59,27 +60,49 @@ class Recorder:
         self.validations.append(loss)
 
 
-def train(arguments: list[str], *, with_weights: bool = False) -> dict[str, Any]:
+def train(arguments: list[str], *, with_shards: bool = False) -> dict[str, Any]:
     """Run the trainer with a command line.
 
     Returns:
-        What the recorder holds, and this rank's weights if asked for.
+        What the recorder holds, and this rank's parameters as "shards" if asked for.
     """
     from megatron_llava.config.cli import parse_args
+    from megatron_llava.parallel.model_shards import model_shards
     from megatron_llava.train import prepare
-    from megatron_llava.training.run import run_training
+    from megatron_llava.training.run import open_trainer
 
     config = prepare(parse_args([*arguments, "--log-interval", "1"]))
     recorder = Recorder()
-    trainer = run_training(config, torch.device("cpu"), recorder)
-    result = dict(vars(recorder))
-    if with_weights:
-        result["weights"] = {
-            f"{number}.{name}": parameter.detach().float().numpy()
-            for number, model in enumerate(trainer.models)
-            for name, parameter in model.named_parameters()
-        }
-    return result
+    with open_trainer(config, torch.device("cpu"), recorder) as trainer:
+        trainer.run()
+        shards = model_shards(trainer.models) if with_shards else []
+    return {**vars(recorder), "shards": shards}
+
+
+def record(
+    arguments: list[str], folder: Path, *, spoilt: str | None = None, rank: int = 0, step: int = 2
+) -> None:
+    """Run the trainer and record every step, as tools/compare_layouts.py does.
+
+    Args:
+        spoilt: a parameter that is changed on ``rank`` after ``step``, as a broken layout would.
+    """
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.train import prepare
+    from megatron_llava.training.record import StepRecorder, record_training
+
+    original = StepRecorder.advance_to
+
+    def advance_to(recorder: StepRecorder, iteration: int) -> None:
+        if iteration == step and torch.distributed.get_rank() == rank:
+            models = recorder.trainer.models
+            parameters = {n: p for model in models for n, p in model.named_parameters()}
+            parameters[spoilt].data[0] += 0.1
+        original(recorder, iteration)
+
+    config = prepare(parse_args([*arguments, "--log-interval", "1"]))
+    with patch.object(StepRecorder, "advance_to", advance_to if spoilt else original):
+        record_training(config, torch.device("cpu"), folder)
 
 
 def train_until_disk_is_full(arguments: list[str], limit_bytes: int) -> str:
@@ -129,3 +152,27 @@ def sum_of_ranks() -> int:
     total = torch.tensor(torch.distributed.get_rank())
     torch.distributed.all_reduce(total)
     return int(total)
+
+
+def die_on_rank(rank: int) -> None:
+    """End the process of one rank as a crash would."""
+    if torch.distributed.get_rank() == rank:
+        os._exit(3)
+
+
+def number_of_threads() -> int:
+    """Threads of this rank's process, those of its process group included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def make_groups() -> None:
+    """Core's process groups, in a circle of references, as a model has them."""
+    from megatron.core import parallel_state
+
+    from megatron_llava.config.parallel import ParallelConfig
+    from megatron_llava.parallel.groups import destroy_groups, initialize_groups
+
+    initialize_groups(ParallelConfig(device="cpu", tensor_model_parallel_size=2))
+    circle: list[Any] = [parallel_state.get_tensor_model_parallel_group()]
+    circle.append(circle)
+    destroy_groups()

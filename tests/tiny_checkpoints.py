@@ -1,7 +1,8 @@
 """Makers of tiny random Hugging Face LLaVA-NeXT checkpoints, saved by transformers itself.
 
 Every parameter is drawn large enough to matter in the logits (norms and biases included), heads and
-ffn sizes divide by two (TP=2), the vocabulary is no multiple of 128, and attention is grouped.
+ffn sizes divide by two (TP=2; by eight with 8 heads), the vocabulary is no multiple of 128, and
+attention is grouped.
 """
 
 from __future__ import annotations
@@ -79,15 +80,15 @@ def tiny_tokenizer(text: str = "llama"):
     )
 
 
-def _text_config(text: str, tied: bool):
+def _text_config(text: str, tied: bool, heads: int, layers: int):
     from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
     common = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
         "intermediate_size": 112,
-        "num_hidden_layers": TEXT_LAYERS,
-        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": tied,
@@ -123,14 +124,14 @@ def _text_config(text: str, tied: bool):
     raise ValueError(f"text {text!r}: expected llama, qwen2 or mistral")
 
 
-def _vision_config(vision: str):
+def _vision_config(vision: str, heads: int):
     from transformers import CLIPVisionConfig, SiglipVisionConfig
 
     common = {
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_hidden_layers": VISION_LAYERS,
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
         "patch_size": PATCH,
     }
     if vision == "clip":
@@ -185,10 +186,13 @@ def tiny_llava_next(
     seed: int = 0,
     tied: bool = False,
     dtype: torch.dtype = torch.float32,
+    heads: int = 4,
+    layers: int = TEXT_LAYERS,
 ) -> Path:
     """Write a tiny LlavaNext folder (weights, config, tokenizer, processor) and return its path.
 
     text: llama | qwen2 | mistral; vision: clip (tile 56, layer -2) | siglip (tile 58, layer -1).
+    heads: query heads of the language model and of the tower; layers: of the language model.
     The image token is id 4 (`<image>`). Names are those that `save_pretrained` writes.
     """
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
@@ -198,8 +202,8 @@ def tiny_llava_next(
     grids = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     pinpoints = [[rows * tile, columns * tile] for rows, columns in grids]
     config = LlavaNextConfig(
-        text_config=_text_config(text, tied),
-        vision_config=_vision_config(vision),
+        text_config=_text_config(text, tied, heads, layers),
+        vision_config=_vision_config(vision, heads),
         image_token_index=IMAGE_TOKEN_ID,
         image_grid_pinpoints=pinpoints,
         image_seq_length=(tile // PATCH) ** 2,

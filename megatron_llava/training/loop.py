@@ -98,7 +98,7 @@ class Trainer:
         if checkpoint.save is not None and self.saved_at != self.iteration:
             self.save()
         self.finish_saves()
-        with self._parameters_in_place():
+        with self.parameters_in_place():
             pass  # the last update has reached every rank when this returns
 
     def validate(self) -> float:
@@ -108,7 +108,7 @@ class Trainer:
         source = self.make_validation()
         total, count = 0.0, 0
         self._set_training(False)
-        with self._parameters_in_place(), torch.no_grad():
+        with self.parameters_in_place(), torch.no_grad():
             steps = source.schedule.num_packs // source.packs_per_step
             for _ in range(min(steps, self.config.training.eval_iters)):
                 rows = source.step_rows()
@@ -143,7 +143,7 @@ class Trainer:
             consumed_packs=self.source.consumed_packs,
             data_fingerprint=self.source.schedule.fingerprint,
         )
-        with self._parameters_in_place():
+        with self.parameters_in_place():
             self._pending = save_training_state(
                 root,
                 state,
@@ -186,6 +186,20 @@ class Trainer:
         seconds = time.perf_counter() - self._save_started
         root = self.config.checkpoint.save
         self.reporter.message(f"step {pending.iteration}: saved to {root} in {seconds:.1f} s")
+
+    @contextmanager
+    def parameters_in_place(self) -> Any:
+        """Have every updated parameter on this rank while --overlap-param-gather delays them."""
+        if not self._gathers_ahead:
+            yield
+            return
+        for part in self.wrapped:
+            part.disable_forward_pre_hook()
+        try:
+            yield
+        finally:
+            for part in self.wrapped:
+                part.enable_forward_pre_hook()
 
     def _step(self) -> StepResult:
         rows = self.source.step_rows()
@@ -236,17 +250,3 @@ class Trainer:
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.iteration % every == 0
-
-    @contextmanager
-    def _parameters_in_place(self) -> Any:
-        """Have every updated parameter on this rank while --overlap-param-gather delays them."""
-        if not self._gathers_ahead:
-            yield
-            return
-        for part in self.wrapped:
-            part.disable_forward_pre_hook()
-        try:
-            yield
-        finally:
-            for part in self.wrapped:
-                part.enable_forward_pre_hook()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -38,13 +39,23 @@ def run_training(config: RunConfig, device: torch.device, reporter: Reporter) ->
     Raises:
         ValueError: one line for the user: data, checkpoint or divergence.
     """
+    with open_trainer(config, device, reporter) as trainer:
+        trainer.run()
+    return trainer
+
+
+@contextmanager
+def open_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -> Iterator[Trainer]:
+    """A trainer at its starting point, with core's process groups until the block ends.
+
+    Raises:
+        ValueError: one line for the user.
+    """
     initialize_groups(config.parallel, config.virtual_stages)
     try:
-        trainer = build_trainer(config, device, reporter)
-        trainer.run()
+        yield build_trainer(config, device, reporter)
     finally:
         destroy_groups()
-    return trainer
 
 
 def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -> Trainer:

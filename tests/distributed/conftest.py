@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from distributed_jobs import import_checkpoint, preprocess_records
+from distributed_jobs import import_checkpoint, preprocess_records, train
 from distributed_pool import Pool
 from PIL import Image
 from tiny_checkpoints import tiny_llava_next
 
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "deep": {"layers": 8},
+    "tied": {"text": "qwen2", "vision": "siglip", "tied": True},
+}
 ANSWERS = ("red", "blue cat", "three dogs on the grass", "no")
 
 
@@ -27,29 +34,46 @@ def setup(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Setup:
     return Setup(tmp_path_factory.mktemp("setup"), pool)
 
 
+@pytest.fixture(scope="session")
+def one_rank(pool: Pool, setup: Setup) -> Callable[..., dict[str, Any]]:
+    """What one rank makes of a command line of ``Setup.arguments``, trained once for each."""
+
+    @cache
+    def run(*flags: str, **options: Any) -> dict[str, Any]:
+        return pool.run(train, setup.arguments(*flags, **options), with_shards=True)[0]
+
+    return run
+
+
 class Setup:
-    """A converted checkpoint and a store of 48 image samples and 16 text-only ones."""
+    """Converted checkpoints, and a store of 48 image samples and 16 text-only ones."""
 
     def __init__(self, folder: Path, pool: Pool) -> None:
-        self.folder = folder
-        self.hf = tiny_llava_next(folder / "hf", "llama", "clip")
-        self.tied_hf = tiny_llava_next(folder / "tied", "qwen2", "siglip", tied=True)
-        self.root, self.tied_root = folder / "megatron", folder / "tied-megatron"
+        self.folder, self._pool = folder, pool
+        self.root = self.checkpoint("plain")
         self.store = folder / "train"
-        pool.run(import_checkpoint, self.hf, self.root)
-        pool.run(import_checkpoint, self.tied_hf, self.tied_root)
         records = _records(folder / "images")
-        pool.run(preprocess_records, records, folder, self.hf, self.store)
+        pool.run(preprocess_records, records, folder, folder / "plain-hf", self.store)
 
-    def arguments(self, *more: str, tied: bool = False, steps: int = 5) -> list[str]:
-        """A command line over the store: 4 packs of 384 positions in a global batch."""
-        root = self.tied_root if tied else self.root
+    @cache  # noqa: B019 - lives as long as the pytest run
+    def checkpoint(self, model: str) -> Path:
+        """Root of one of ``MODELS``, made when it is first asked for."""
+        hf, root = self.folder / f"{model}-hf", self.folder / f"{model}-megatron"
+        # Eight heads, for tensor times context parallelism over up to eight ranks.
+        tiny_llava_next(hf, heads=8, **MODELS[model])
+        self._pool.run(import_checkpoint, hf, root)
+        return root
+
+    def arguments(
+        self, *more: str, model: str = "plain", steps: int = 5, batch: int = 4
+    ) -> list[str]:
+        """A command line over the store: packs of 384 positions, ``batch`` in a global batch."""
         return [
             "--device=cpu",
-            f"--pretrained-checkpoint={root}",
+            f"--pretrained-checkpoint={self.checkpoint(model)}",
             f"--data-path={self.store}",
             "--seq-length=384",
-            "--global-batch-size=4",
+            f"--global-batch-size={batch}",
             f"--train-iters={steps}",
             "--lr=1e-3",
             "--lr-decay-style=cosine",

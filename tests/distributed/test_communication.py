@@ -56,6 +56,6 @@ def test_what_was_counted_was_predicted(pool, setup, layout):
 
 def test_tied_embeddings_on_two_stages(pool, setup):
     """The two copies of the embedding have a bucket of their own in the distributed optimizer."""
-    arguments = setup.arguments(PP2, DISTRIBUTED, tied=True)
+    arguments = setup.arguments(PP2, DISTRIBUTED, model="tied")
     results = pool.run(predicted_and_counted, arguments, world_size=4)
     check(results, {"pipeline", "tied embeddings", "data-parallel"})

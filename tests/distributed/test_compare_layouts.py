@@ -25,13 +25,22 @@ def test_two_layouts_agree(setup):
     done = compare(setup, "--first=1", "--second=2 --tensor-model-parallel-size 2")
     assert done.returncode == 0, done.stderr
     assert "step 1: lm loss" in done.stdout and "the layouts agree" in done.stdout
+    assert "parameters agree, most apart" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
-    [("1 --seed 7", "the first difference is in"), ("1 --num-layers 9", "--num-layers 9")],
+    ("first", "second", "words"),
+    [
+        (
+            "1",
+            "2 --tensor-model-parallel-size 2 --lr 2e-3",
+            ["the first difference is in step 1: ", "of its norm, held by rank", "second layout"],
+        ),
+        ("1 --num-layers 9", "1", ["'1 --num-layers 9' failed: --num-layers 9 contradicts"]),
+    ],
 )
-def test_a_difference_or_an_error_is_one_line(setup, second, said):
-    done = compare(setup, "--first=1", f"--second={second}")
+def test_a_difference_or_an_error_is_one_line(setup, first, second, words):
+    done = compare(setup, f"--first={first}", f"--second={second}")
     lines = [line for line in done.stderr.splitlines() if line.startswith("compare_layouts")]
-    assert done.returncode == 2 and len(lines) == 1 and said in lines[0], done.stderr
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert all(word in lines[0] for word in words), lines[0]

@@ -1,51 +1,188 @@
-"""Every parallel layout trains as one rank does."""
+"""Every parallel layout trains as one rank does: losses, gradient norms and every parameter.
+
+A representative dozen runs always; ``bash tests/run.sh -m grid`` runs every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import pytest
 from distributed_jobs import train
+from distributed_layouts import Layout, distributed
 
-LAYOUTS = {
-    "tp2": (2, ["--tensor-model-parallel-size=2"]),
-    "tp2-sp": (2, ["--tensor-model-parallel-size=2", "--sequence-parallel"]),
-    "pp2": (2, ["--pipeline-model-parallel-size=2"]),
-    "pp2-uneven": (
-        2,
-        ["--pipeline-model-parallel-size=2", "--decoder-first-pipeline-num-layers=1"],
-    ),
-    # Columns that pad the vocabulary make the output layer dear, and change nothing else.
-    "pp2-auto": (
-        2,
-        [
-            "--pipeline-model-parallel-size=2",
-            "--pipeline-balance=auto",
-            "--make-vocab-size-divisible-by=65536",
-        ],
-    ),
-    "pp3-auto": (3, ["--pipeline-model-parallel-size=3", "--pipeline-balance=auto"]),
-    "tp2-pp2": (4, ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"]),
-    "dp2": (2, []),
-    "dp2-distributed-optimizer": (2, ["--use-distributed-optimizer"]),
-    "dp2-overlaps": (
-        2,
-        [
-            "--use-distributed-optimizer",
-            "--overlap-grad-reduce",
-            "--overlap-param-gather",
-            "--ddp-bucket-size=20000",
-        ],
-    ),
-    "dp4-overlaps": (
-        4,
-        ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"],
-    ),
-}
+from megatron_llava.parallel.shards import compare, keys_of, merge, replica_differences
+
+# Adam divides a gradient by its own size. A parameter whose true gradient is zero (a key's bias:
+# softmax does not see it) would take full steps of rounding noise, different at every layout. With
+# this much in the denominator a step follows the gradient's size, and noise stays noise; the other
+# gradients (about 2e-3 for each element, after clipping) still move every parameter. The rate is
+# high so that they move by far more than the tolerance.
+COMMON = ("--adam-eps=1e-4", "--lr=4e-3")
+
+DISTRIBUTED = {"distopt": True}
+OVERLAPPED = {**DISTRIBUTED, "grad_overlap": True, "param_overlap": True, "bucket": 20_000}
+# A window of one sample makes every sample a pack: a quarter of them has no image.
+ONE_SAMPLE_PACKS = "--packing-window=1"
+FROZEN_TOWER = "--mm-tunable-parts=mm_mlp_adapter,mm_language_model"
+# Columns that pad the vocabulary make the output layer dear, and change nothing else.
+WIDE_OUTPUT = "--make-vocab-size-divisible-by=65536"
+PROJECTOR_ONLY = "--mm-tunable-parts=mm_mlp_adapter"
+LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
+BLOCKS = {"recompute": "block", "recompute_vision": True}
 
 
-@pytest.fixture(scope="module")
-def one_rank(pool, setup):
-    return pool.run(train, setup.arguments())[0]["steps"]
+@dataclass(frozen=True)
+class Row:
+    """A layout, and flags that change the result, which its reference on one rank has as well."""
+
+    layout: Layout
+    flags: tuple[str, ...] = ()
+    model: str = "plain"
+    always: bool = False
+
+    def __str__(self) -> str:
+        words = [flag.removeprefix("--").split("=")[-1] for flag in self.flags]
+        return "-".join(
+            [str(self.layout), *words, *([] if self.model == "plain" else [self.model])]
+        )
 
 
-def assert_same_steps(steps, expected, tolerance):
+def row(*flags: str, model: str = "plain", **layout: object) -> Row:
+    """A row of the whole grid."""
+    return Row(Layout(**layout), flags, model)
+
+
+def always(*flags: str, model: str = "plain", **layout: object) -> Row:
+    """A row that runs in every test run: each part of the engine is in some."""
+    return replace(row(*flags, model=model, **layout), always=True)
+
+
+ROWS = [
+    # Each kind of parallelism alone.
+    row(tp=2),
+    row(tp=2, sp=True),
+    row(tp=4),
+    always(tp=4, sp=True),
+    row(tp=8),
+    row(tp=8, sp=True),
+    row(pp=2),
+    row(pp=4),
+    row(pp=2, first=1),
+    row(pp=2, last=1),
+    row(pp=3, first=1, last=1),
+    row(WIDE_OUTPUT, pp=2, balance="auto"),
+    row(pp=3, balance="auto"),
+    row(cp=2),
+    always(cp=4),
+    row(cp=8),
+    row(dp=2),
+    row(dp=4),
+    always(dp=8, **OVERLAPPED),
+    row(dp=2, **DISTRIBUTED),
+    row(dp=4, **DISTRIBUTED),
+    row(dp=2, grad_overlap=True),
+    row(dp=2, grad_overlap=True, bucket=20_000),
+    row(dp=2, distopt=True, grad_overlap=True),
+    row(dp=2, **OVERLAPPED),
+    # Virtual pipeline stages.
+    row(pp=2, vpp_layers=1),
+    row(pp=2, vpp_layers=2, model="deep"),
+    row(pp=2, vpp_layers=1, model="deep"),
+    row(pp=2, virtual_stages=2, first=2, model="deep"),
+    always(pp=4, vpp_layers=1, model="deep"),
+    row(pp=4, vpp_layers=1, no_p2p_overlap=True, model="deep"),
+    row(pp=4, dp=2, vpp_layers=1, **OVERLAPPED, model="deep"),
+    row(tp=2, pp=2, dp=2, vpp_layers=1, sp=True, **OVERLAPPED),
+    # The vision tower whole on every tensor-parallel rank.
+    row(tp=2, vision="data"),
+    row(tp=4, sp=True, vision="data"),
+    row(tp=8, vision="data"),
+    row(tp=2, pp=2, vision="data"),
+    row(tp=2, dp=2, sp=True, vision="data", **OVERLAPPED),
+    row(tp=2, sp=True, vision="data", recompute="uniform", recompute_vision=True),
+    # Recomputation.
+    row(recompute="selective"),
+    row(recompute="selective", recompute_vision=True),
+    row(recompute="uniform"),
+    row(recompute="uniform", recompute_vision=True),
+    row(recompute="block"),
+    row(**BLOCKS),
+    row(tp=2, sp=True, recompute="selective", recompute_vision=True),
+    always(tp=2, sp=True, recompute="uniform", recompute_vision=True),
+    row(pp=2, dp=2, **BLOCKS, **OVERLAPPED),
+    row(cp=2, recompute="selective", recompute_vision=True),
+    row(cp=2, pp=2, vpp_layers=1, **BLOCKS),
+    # Mixtures.
+    row(tp=2, pp=2),
+    row(tp=2, dp=2),
+    row(pp=2, dp=2),
+    row(cp=2, tp=2),
+    row(cp=2, tp=2, sp=True),
+    row(cp=4, tp=2, sp=True),
+    row(cp=2, tp=4, sp=True, vision="data"),
+    row(cp=2, pp=2),
+    row(cp=2, dp=2, **OVERLAPPED),
+    row(cp=2, dp=4, **DISTRIBUTED),
+    row(cp=2, tp=2, dp=2, sp=True, **OVERLAPPED),
+    row(cp=2, tp=2, pp=2, vpp_layers=1, sp=True),
+    row(cp=2, tp=2, pp=2, vision="data", **BLOCKS),
+    always(tp=2, pp=2, dp=2, sp=True, **OVERLAPPED),
+    row(tp=2, pp=2, dp=2, **DISTRIBUTED, **BLOCKS),
+    row(tp=4, pp=2, sp=True),
+    row(tp=2, pp=4, sp=True, **DISTRIBUTED),
+    row(tp=4, dp=2, sp=True, **OVERLAPPED),
+    row(pp=4, dp=2, **OVERLAPPED),
+    # Embeddings that the first and the last stage share; Qwen2 over SigLIP, with biases in QKV.
+    row(model="tied", tp=2, sp=True),
+    row(model="tied", pp=2),
+    row(model="tied", dp=2, **OVERLAPPED),
+    row(model="tied", cp=2, tp=2, vision="data"),
+    row(model="tied", cp=2, pp=2, dp=2, **OVERLAPPED),
+    always(model="tied", tp=2, pp=2, vpp_layers=1, dp=2, sp=True, **OVERLAPPED),
+    row(model="tied", pp=4, dp=2, **DISTRIBUTED),
+    # Packs without images, on some ranks of a step and not on others.
+    row(ONE_SAMPLE_PACKS, dp=2, **OVERLAPPED),
+    always(ONE_SAMPLE_PACKS, cp=2, tp=2, dp=2, sp=True, vision="data", **OVERLAPPED),
+    row(ONE_SAMPLE_PACKS, pp=2, dp=2, **OVERLAPPED),
+    row(ONE_SAMPLE_PACKS, cp=4, pp=2, vpp_layers=1),
+    row(ONE_SAMPLE_PACKS, tp=2, pp=2, recompute="uniform", recompute_vision=True),
+    # Parts that do not learn, so that stages and ranks have no gradient at all.
+    row(FROZEN_TOWER, tp=2, pp=2),
+    row(FROZEN_TOWER, cp=2, pp=2, vpp_layers=1),
+    always(FROZEN_TOWER, tp=2, dp=2, sp=True, vision="data", **OVERLAPPED),
+    always(PROJECTOR_ONLY, tp=2, pp=2),
+    row(PROJECTOR_ONLY, pp=2, dp=2, **DISTRIBUTED),
+    row(PROJECTOR_ONLY, cp=2, dp=2, **OVERLAPPED),
+    row(LANGUAGE_ONLY, tp=2, pp=2, sp=True),
+    row(LANGUAGE_ONLY, cp=2, tp=2, vision="data"),
+    row("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", tp=2, pp=2),
+    row("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", cp=2, pp=2, dp=2, **DISTRIBUTED),
+    # Losses that are not a mean over all tokens.
+    row("--loss-reduction=sample", tp=2, pp=2, dp=2),
+    row("--loss-reduction=sample", cp=2, dp=2),
+    row("--loss-reduction=microbatch-mean", tp=2, pp=2, dp=2),
+    row("--loss-reduction=microbatch-mean", cp=2, dp=2),
+    # bfloat16.
+    row("--bf16", tp=2, sp=True),
+    row("--bf16", pp=2, vpp_layers=1),
+    row("--bf16", cp=2, tp=2, vision="data"),
+    always("--bf16", cp=2, tp=2, dp=2, sp=True, **OVERLAPPED),
+    row("--bf16", "--grad-reduce-in-bf16", dp=2, **OVERLAPPED),
+    row("--bf16", model="tied", tp=2, pp=2, sp=True),
+]
+
+
+def parameters_of_grid() -> list:
+    """Every row under the mark ``grid``; those that do not run always are ``exhaustive`` too."""
+    marked = []
+    for entry in ROWS:
+        marks = [pytest.mark.grid, *([] if entry.always else [pytest.mark.exhaustive])]
+        marked.append(pytest.param(entry, id=str(entry), marks=marks))
+    return marked
+
+
+def assert_same_steps(steps, expected, tolerance=1e-4):
     assert [step["iteration"] for step in steps] == [step["iteration"] for step in expected]
     for step, reference in zip(steps, expected, strict=True):
         for name in ("lm loss", "grad norm"):
@@ -54,103 +191,74 @@ def assert_same_steps(steps, expected, tolerance):
         assert step["samples"] == reference["samples"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_equals_one_rank(pool, setup, one_rank, layout):
-    world_size, flags = LAYOUTS[layout]
-    results = pool.run(train, setup.arguments(*flags), world_size=world_size)
-    assert_same_steps(results[0]["steps"], one_rank, 1e-4)
+def assert_same_parameters(ranks, reference, tolerance):
+    """Replicas agree bit by bit, and the merged parameters are those of one rank."""
+    assert keys_of(ranks) == keys_of([reference])
+    for key in keys_of(ranks):
+        replicas = replica_differences(ranks, key)
+        assert not replicas, str(replicas[0])
+        difference = compare(key, merge([reference], key), merge(ranks, key))
+        assert difference is None or difference.relative < tolerance, str(difference)
 
 
-@pytest.mark.parametrize(("layout", "expected"), [("pp2-auto", [3, 1]), ("pp3-auto", [1, 2, 1])])
-def test_a_run_builds_the_balanced_stages(pool, setup, layout, expected):
-    world_size, flags = LAYOUTS[layout]
-    arguments = setup.arguments(*flags, steps=3)
-    results = pool.run(train, arguments, world_size=world_size, with_weights=True)
+@pytest.mark.parametrize("entry", parameters_of_grid())
+def test_a_layout_equals_one_rank(pool, setup, one_rank, entry):
+    flags = (*COMMON, *entry.flags)
+    expected = one_rank(*flags, model=entry.model, batch=8)
+    arguments = setup.arguments(*flags, *entry.layout.flags, model=entry.model, batch=8)
+    results = pool.run(train, arguments, world_size=entry.layout.world_size, with_shards=True)
+    tolerance = 2e-2 if "--bf16" in entry.flags else 1e-4
+    assert_same_steps(results[0]["steps"], expected["steps"], tolerance)
+    assert_same_parameters([rank["shards"] for rank in results], expected["shards"], tolerance)
+
+
+def test_training_moves_every_parameter(setup, one_rank):
+    """So that the comparison of parameters means something: ten times its tolerance."""
+    start = one_rank(*COMMON, "--lr=1e-12", batch=8)["shards"]
+    end = one_rank(*COMMON, batch=8)["shards"]
+    for key in keys_of([end]):
+        moved = compare(key, merge([start], key), merge([end], key))
+        assert moved is not None and moved.relative > 1e-3, str(moved)
+
+
+@pytest.mark.parametrize(
+    ("layout", "flags", "expected"),
+    [
+        (Layout(pp=2, balance="auto"), [WIDE_OUTPUT], [3, 1]),
+        (Layout(pp=3, balance="auto"), [], [1, 2, 1]),
+    ],
+)
+def test_a_run_builds_the_balanced_stages(pool, setup, layout, flags, expected):
+    arguments = setup.arguments(*flags, *layout.flags, steps=3)
+    results = pool.run(train, arguments, world_size=layout.world_size, with_shards=True)
     block = "language_model.decoder.layers."
     for result, layers in zip(results, expected, strict=True):
-        built = {name.split(block)[1].split(".")[0] for name in result["weights"] if block in name}
-        assert len(built) == layers, result["messages"]
+        keys = [key for key in keys_of([result["shards"]]) if block in key]
+        assert len({key.split(block)[1].split(".")[0] for key in keys}) == layers
         (message,) = [text for text in result["messages"] if "--pipeline-balance" in text]
         assert f"{str(expected)[1:-1]} of 4 layers" in message
 
 
-@pytest.mark.parametrize("layout", ["tp2-sp", "tp2-pp2"])
-def test_tied_embeddings(pool, setup, layout):
-    world_size, flags = LAYOUTS[layout]
-    expected = pool.run(train, setup.arguments(tied=True))[0]["steps"]
-    steps = pool.run(train, setup.arguments(*flags, tied=True), world_size=world_size)[0]["steps"]
-    assert_same_steps(steps, expected, 1e-4)
-
-
 def test_losses_fall(one_rank):
-    assert one_rank[-1]["lm loss"] < 0.95 * one_rank[0]["lm loss"]
+    steps = one_rank()["steps"]
+    assert steps[-1]["lm loss"] < 0.95 * steps[0]["lm loss"]
 
 
-def test_packs_without_images_on_one_rank_do_not_hang(pool, setup):
-    """With overlapped reduction every rank must produce every gradient in every microbatch.
-
-    A window of one sample makes every sample a pack: a quarter of them has no image.
-    """
-    one_sample_packs = "--packing-window=1"
-    expected = pool.run(train, setup.arguments(one_sample_packs))[0]["steps"]
-    world_size, flags = LAYOUTS["dp2-overlaps"]
-    results = pool.run(train, setup.arguments(one_sample_packs, *flags), world_size=world_size)
-    assert_same_steps(results[0]["steps"], expected, 1e-4)
-
-
-@pytest.mark.parametrize(
-    "parts", ["mm_mlp_adapter", "mm_language_model", "mm_mlp_adapter,mm_vision_tower"]
-)
-def test_frozen_parts_under_tensor_and_pipeline_parallelism(pool, setup, parts):
-    tunable = f"--mm-tunable-parts={parts}"
-    expected = pool.run(train, setup.arguments(tunable))[0]["steps"]
-    world_size, flags = LAYOUTS["tp2-pp2"]
-    results = pool.run(train, setup.arguments(tunable, *flags), world_size=world_size)
-    assert_same_steps(results[0]["steps"], expected, 1e-4)
-
-
-def test_bfloat16_with_distributed_optimizer_stays_near_float32(pool, setup, one_rank):
-    world_size, flags = LAYOUTS["dp2-overlaps"]
-    steps = pool.run(train, setup.arguments("--bf16", *flags), world_size=world_size)[0]["steps"]
-    assert_same_steps(steps, one_rank, 3e-2)
+def test_bfloat16_stays_near_float32(one_rank):
+    assert_same_steps(one_rank("--bf16")["steps"], one_rank()["steps"], 3e-2)
 
 
 @pytest.mark.parametrize("reduction", ["sample", "microbatch-mean"])
-def test_other_reductions_of_the_loss_at_another_layout(pool, setup, one_rank, reduction):
-    flag = f"--loss-reduction={reduction}"
-    expected = pool.run(train, setup.arguments(flag))[0]["steps"]
-    assert expected[0]["lm loss"] != pytest.approx(one_rank[0]["lm loss"], rel=1e-4)
-    world_size, layout = LAYOUTS["tp2-pp2"]
-    steps = pool.run(train, setup.arguments(flag, *layout), world_size=world_size)[0]["steps"]
-    assert_same_steps(steps, expected, 1e-4)
-    steps = pool.run(train, setup.arguments(flag), world_size=2)[0]["steps"]
-    assert_same_steps(steps, expected, 1e-4)
+def test_other_reductions_of_the_loss_are_others(one_rank, reduction):
+    found = one_rank(f"--loss-reduction={reduction}")["steps"][0]["lm loss"]
+    assert found != pytest.approx(one_rank()["steps"][0]["lm loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--recompute-activations", "--recompute-vision"],
-        [
-            "--recompute-granularity=full",
-            "--recompute-method=uniform",
-            "--recompute-num-layers=1",
-            "--recompute-vision",
-        ],
-    ],
-    ids=["selective", "full"],
-)
-def test_recomputation_with_tensor_and_sequence_parallelism(pool, setup, one_rank, flags):
-    world_size, layout = LAYOUTS["tp2-sp"]
-    steps = pool.run(train, setup.arguments(*layout, *flags), world_size=world_size)[0]["steps"]
-    assert_same_steps(steps, one_rank, 1e-4)
-
-
-def test_the_held_out_loss_is_the_same_at_every_layout(pool, setup):
+@distributed(Layout(tp=2, pp=2), Layout(dp=4, **OVERLAPPED))
+def test_the_held_out_loss_is_the_same_at_every_layout(pool, setup, one_rank, layout):
     flags = [f"--valid-data-path={setup.store}", "--eval-interval=5"]
-    expected = pool.run(train, setup.arguments(*flags))[0]["validations"]
+    expected = one_rank(*flags)["validations"]
     assert len(expected) == 1
-    for layout in ("tp2-pp2", "dp4-overlaps"):
-        world_size, more = LAYOUTS[layout]
-        result = pool.run(train, setup.arguments(*flags, *more), world_size=world_size)
-        assert result[0]["validations"] == pytest.approx(expected, rel=1e-4)
+    arguments = setup.arguments(*flags, *layout.flags)
+    result = pool.run(train, arguments, world_size=layout.world_size)
+    assert result[0]["validations"] == pytest.approx(expected, rel=1e-4)

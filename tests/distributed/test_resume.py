@@ -63,17 +63,18 @@ def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path, variant):
     world_size, flags = VARIANTS[variant]
     shared = [flag for flag in flags if flag != "--async-save"]
     expected = pool.run(
-        train, setup.arguments(*shared, steps=6), world_size=world_size, with_weights=True
+        train, setup.arguments(*shared, steps=6), world_size=world_size, with_shards=True
     )
     arguments = setup.arguments(*flags, steps=6)
     start(pool, arguments, tmp_path, world_size)
     second = [*arguments, *saving(tmp_path)]
-    resumed = pool.run(train, second, world_size=world_size, with_weights=True)
+    resumed = pool.run(train, second, world_size=world_size, with_shards=True)
     assert [step["iteration"] for step in resumed[0]["steps"]] == [4, 5, 6]
     assert resumed[0]["steps"] == expected[0]["steps"][3:]
     for rank in range(world_size):
-        for name, weight in expected[rank]["weights"].items():
-            assert np.array_equal(weight, resumed[rank]["weights"][name]), name
+        pairs = zip(expected[rank]["shards"], resumed[rank]["shards"], strict=True)
+        for wanted, found in pairs:
+            assert np.array_equal(wanted.array, found.array), wanted.key
 
 
 def test_module_rates_come_back_to_their_modules(pool, setup, tmp_path):
