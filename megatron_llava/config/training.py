@@ -75,6 +75,12 @@ class TrainingConfig:
         "What weighs alike in a global batch: every supervised token, every sample, or every pack "
         "(the mean of means of older trainers)",
     )
+    max_skipped_steps: int = flag(
+        10,
+        "Steps with a loss or gradient that is not finite that a run may skip, without any change "
+        "of the weights, before it ends; 0 ends it at the first",
+        minimum=0,
+    )
     eval_interval: int | None = flag(
         None, "Steps between evaluations on --valid-data-path", minimum=1, default_text="never"
     )

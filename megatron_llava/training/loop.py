@@ -25,6 +25,7 @@ from megatron_llava.training.checkpointing import (
     write_side_files,
 )
 from megatron_llava.training.interval import Interval
+from megatron_llava.training.skipping import SkippedSteps, check_weights
 from megatron_llava.training.step import StepResult, run_batches, train_step
 
 
@@ -52,6 +53,7 @@ class Trainer:
         make_validation: a fresh source over the held-out store, None without one.
         side_files: the root whose architecture and Hugging Face files go along with a save.
         iteration: steps already done.
+        skipped_steps: those of them that changed nothing.
     """
 
     config: RunConfig
@@ -64,6 +66,7 @@ class Trainer:
     make_validation: Callable[[], BatchSource] | None
     reporter: Reporter
     side_files: str | None
+    skipped_steps: SkippedSteps
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
@@ -73,7 +76,11 @@ class Trainer:
         self._gathers_ahead = self.config.parallel.overlap_param_gather
 
     def run(self) -> None:
-        """Train to the end, or to the next multiple of ``--exit-interval``."""
+        """Train to the end, or to the next multiple of ``--exit-interval``.
+
+        Raises:
+            TrainingDiverged: more steps were skipped than ``--max-skipped-steps``.
+        """
         training, checkpoint = self.config.training, self.config.checkpoint
         self._set_training(True)
         self.interval = Interval()
@@ -106,7 +113,7 @@ class Trainer:
             steps = source.schedule.num_packs // source.packs_per_step
             for _ in range(min(steps, self.config.training.eval_iters)):
                 rows = source.step_rows()
-                part, part_count = run_batches(
+                part = run_batches(
                     self.wrapped,
                     source.step(rows),
                     source.num_microbatches,
@@ -114,7 +121,7 @@ class Trainer:
                     reduction="token",
                     forward_only=True,
                 )
-                total, count = total + part, count + part_count
+                total, count = total + part.total, count + part.count
         self._set_training(True)
         loss = total / max(count, 1)
         self.reporter.validation(self.iteration, loss, count, time.perf_counter() - started)
@@ -125,6 +132,7 @@ class Trainer:
 
         Raises:
             CheckpointError: it could not be written.
+            TrainingDiverged: a weight is not finite; nothing was written.
         """
         root, started = self.config.checkpoint.save, time.perf_counter()
         state = TrainingState(
@@ -135,8 +143,10 @@ class Trainer:
             iteration=self.iteration,
             consumed_packs=self.source.consumed_packs,
             data_fingerprint=self.source.schedule.fingerprint,
+            skipped_steps=self.skipped_steps.count,
         )
         with self._parameters_in_place():
+            check_weights(self.wrapped, self.iteration)
             save_training_state(
                 root,
                 state,
@@ -160,7 +170,7 @@ class Trainer:
                 statistics.add_(torch.tensor((batch.num_rows, batch.num_samples, batch.num_images)))
                 yield batch
 
-        waited = self.source.data_seconds
+        waited, first = self.source.data_seconds, self.source.consumed_packs
         result = train_step(
             self.wrapped,
             self.optimizer,
@@ -172,6 +182,11 @@ class Trainer:
         )
         self._count(statistics, self.source.data_seconds - waited)
         self.iteration += 1
+        if result.skipped:
+            reduction = self.config.training.loss_reduction
+            self.reporter.message(
+                self.skipped_steps.add(self.iteration, result, reduction, self.source, first)
+            )
         return result
 
     def _count(self, statistics: torch.Tensor, data_seconds: float) -> None:
@@ -190,7 +205,12 @@ class Trainer:
         interval.data_seconds += float(slowest)
 
     def _report(self, result: StepResult) -> None:
-        values = {"lm loss": result.loss, **result.learning_rates, "grad norm": result.grad_norm}
+        values = {
+            "lm loss": result.loss,
+            **result.learning_rates,
+            "grad norm": result.grad_norm,
+            "skipped steps": self.skipped_steps.count,
+        }
         self.reporter.training(self.iteration, values, self.interval, self.device)
         self.interval = Interval()
 

@@ -25,6 +25,7 @@ from megatron_llava.training.checkpointing import (
 from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Reporter, Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
+from megatron_llava.training.skipping import SkippedSteps
 from megatron_llava.training.start import resumes, starting_checkpoint
 from megatron_llava.vision.settings import image_settings
 
@@ -94,6 +95,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         iteration=0,
         consumed_packs=0,
         data_fingerprint=schedule.fingerprint,
+        skipped_steps=0,
     )
     if resume:
         _resume(config, start, state, reporter)
@@ -113,6 +115,9 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         make_validation=validation,
         reporter=reporter,
         side_files=start[0] if start is not None else None,
+        skipped_steps=SkippedSteps(
+            limit=config.training.max_skipped_steps, count=state.skipped_steps
+        ),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
