@@ -120,6 +120,8 @@ def check_saving(config: RunConfig) -> None:
     if checkpoint.save is None:
         if checkpoint.save_interval is not None:
             raise ValueError(f"--save-interval {checkpoint.save_interval} needs --save: add it")
+        if config.training.exit_signal_handler and "exit_signal_handler" in config.explicit:
+            raise ValueError("--exit-signal-handler saves on SIGTERM, and needs --save: add it")
         if checkpoint.no_save_optim:
             raise ValueError("--no-save-optim says how to write --save, which is not given")
 

@@ -85,6 +85,11 @@ class TrainingConfig:
         None, "Steps between evaluations on --valid-data-path", minimum=1, default_text="never"
     )
     eval_iters: int = flag(100, "Global batches in one evaluation", minimum=1)
+    exit_signal_handler: bool = flag(
+        True,
+        "With --save: on SIGTERM finish the step, save and exit with code 75; without --save, or "
+        "turned off, SIGTERM ends the run at once",
+    )
     exit_interval: int | None = flag(
         None,
         "Save and leave at each step that is a multiple of this",

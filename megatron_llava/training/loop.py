@@ -18,6 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
@@ -26,6 +27,7 @@ from megatron_llava.training.checkpointing import (
 )
 from megatron_llava.training.interval import Interval
 from megatron_llava.training.skipping import SkippedSteps, check_weights
+from megatron_llava.training.start import how_to_go_on
 from megatron_llava.training.step import StepResult, run_batches, train_step
 
 
@@ -54,6 +56,7 @@ class Trainer:
         side_files: the root whose architecture and Hugging Face files go along with a save.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
+        stopped: some rank received SIGTERM before the last step.
     """
 
     config: RunConfig
@@ -70,13 +73,19 @@ class Trainer:
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
+    stopped: bool = False
+    _stop_signal: StopSignal = field(default_factory=StopSignal)
     _gathers_ahead: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self._gathers_ahead = self.config.parallel.overlap_param_gather
 
-    def run(self) -> None:
-        """Train to the end, or to the next multiple of ``--exit-interval``.
+    def run(self, stop_signal: StopSignal | None = None) -> None:
+        """Train to the end, to the next multiple of ``--exit-interval``, or to a SIGTERM.
+
+        Args:
+            stop_signal: listens while the run lasts; a signal to one rank stops all of them after
+                the step, with a save.
 
         Raises:
             TrainingDiverged: more steps were skipped than ``--max-skipped-steps``.
@@ -84,11 +93,16 @@ class Trainer:
         training, checkpoint = self.config.training, self.config.checkpoint
         self._set_training(True)
         self.interval = Interval()
+        if stop_signal is not None:
+            self._stop_signal = stop_signal
+            stop_signal.listen()
         while self.iteration < training.train_iters:
             result = self._step()
             self.reporter.advance_to(self.iteration)
             if self._due(self.config.logging.log_interval) or self.iteration == 1:
                 self._report(result)
+            if self.stopped:
+                break
             with self.interval.paused():
                 if self.make_validation is not None and self._due(training.eval_interval):
                     self.validate()
@@ -99,6 +113,8 @@ class Trainer:
                 break
         if checkpoint.save is not None and self.saved_at != self.iteration:
             self.save()
+        if self.stopped:
+            self.reporter.message(f"step {self.iteration}: SIGTERM; {how_to_go_on(self.config)}")
         with self._parameters_in_place():
             pass  # the last update has reached every rank when this returns
 
@@ -190,11 +206,14 @@ class Trainer:
         return result
 
     def _count(self, statistics: torch.Tensor, data_seconds: float) -> None:
-        """Add a step to the interval, over the data-parallel ranks."""
+        """Add a step to the interval, over the data-parallel ranks, and heed a signal to any."""
         group = parallel_state.get_data_parallel_group()
-        totals, slowest = statistics.to(self.device), torch.tensor(data_seconds).to(self.device)
+        totals = statistics.to(self.device)
+        largest = torch.tensor((data_seconds, self._stop_signal.received)).to(self.device)
         dist.all_reduce(totals, group=group)
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        slowest, signalled = largest.tolist()
+        self.stopped = bool(signalled) and self.iteration + 1 < self.config.training.train_iters
         tokens, samples, images = totals.tolist()
         interval = self.interval
         interval.steps += 1
@@ -202,7 +221,7 @@ class Trainer:
         interval.samples += samples
         interval.images += images
         interval.padded_tokens += self.source.packs_per_step * self.config.data.seq_length
-        interval.data_seconds += float(slowest)
+        interval.data_seconds += slowest
 
     def _report(self, result: StepResult) -> None:
         values = {

@@ -16,6 +16,7 @@ from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
+from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
@@ -30,8 +31,16 @@ from megatron_llava.training.start import resumes, starting_checkpoint
 from megatron_llava.vision.settings import image_settings
 
 
-def run_training(config: RunConfig, device: torch.device, reporter: Reporter) -> Trainer:
+def run_training(
+    config: RunConfig,
+    device: torch.device,
+    reporter: Reporter,
+    stop_signal: StopSignal | None = None,
+) -> Trainer:
     """Train; torch.distributed must be running.
+
+    Args:
+        stop_signal: ends the run early with a save; without it SIGTERM does what it did.
 
     Returns:
         The trainer as it stopped.
@@ -42,7 +51,7 @@ def run_training(config: RunConfig, device: torch.device, reporter: Reporter) ->
     initialize_groups(config.parallel, config.virtual_stages)
     try:
         trainer = build_trainer(config, device, reporter)
-        trainer.run()
+        trainer.run(stop_signal)
     finally:
         destroy_groups()
     return trainer

@@ -230,6 +230,7 @@ REFUSED = [
     ({"save": "out"}, 1, "--save out needs --save-interval"),
     ({"save_interval": 5}, 1, "--save-interval 5 needs --save"),
     ({"no_save_optim": True}, 1, "--no-save-optim|--save,"),
+    ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),
     ({"finetune": True}, 1, "--finetune|--load"),
     ({"no_load_optim": True}, 1, "--no-load-optim|--load,"),
     ({"no_load_rng": True}, 1, "--no-load-rng|--load"),
