@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron_llava.platform.device import (
         join_process_group,
         leave_process_group,
+        meet,
         set_up_device,
     )
 
@@ -42,23 +43,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(error)
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.observe.metrics import Reporter
+    from megatron_llava.platform.lost_ranks import RankWatch
     from megatron_llava.platform.stop_signal import StopSignal
     from megatron_llava.training.run import run_training
+    from megatron_llava.training.start import how_to_go_on
 
     saves = config.training.exit_signal_handler and config.checkpoint.save is not None
     stop_signal = StopSignal() if saves else None
     timeout, logging = config.parallel.distributed_timeout_minutes, config.logging
     try:
-        join_process_group(config.parallel.device, timeout)
-        reporter = Reporter(
-            active=global_rank() == 0,
-            train_iters=config.training.train_iters,
-            log_file=logging.log_file,
-            tensorboard_dir=logging.tensorboard_dir,
-            progress_bar=not logging.no_progress_bar,
-        )
-        trainer = run_training(config, device, reporter, stop_signal)
-        reporter.close()
+        store = meet(timeout)
+        with RankWatch(store, global_rank(), world_size(), _PROGRAM, how_to_go_on(config)):
+            join_process_group(config.parallel.device, timeout, store)
+            reporter = Reporter(
+                active=global_rank() == 0,
+                train_iters=config.training.train_iters,
+                log_file=logging.log_file,
+                tensorboard_dir=logging.tensorboard_dir,
+                progress_bar=not logging.no_progress_bar,
+            )
+            trainer = run_training(config, device, reporter, stop_signal)
+            reporter.close()
     except ValueError as error:
         _exit(error)
     finally:
