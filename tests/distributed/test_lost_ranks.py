@@ -16,7 +16,7 @@ MICROBATCHES = 2
 
 @pytest.fixture(scope="module")
 def uninterrupted(pool, setup):
-    return pool.run(train, setup.arguments(steps=6), world_size=2, with_weights=True)
+    return pool.run(train, setup.arguments(steps=6), world_size=2, timeout=150, with_weights=True)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def command(setup, tmp_path):
 def assert_goes_on(pool, command, root, uninterrupted, *, step):
     """The run resumes after ``step`` and ends with the weights of one without interruption."""
     assert latest_iteration(root) == step
-    resumed = pool.run(train, command, world_size=2, with_weights=True)
+    resumed = pool.run(train, command, world_size=2, timeout=150, with_weights=True)
     assert resumed[0]["steps"][0]["iteration"] == step + 1
     assert resumed[0]["steps"] == uninterrupted[0]["steps"][step:]
     for name, weight in uninterrupted[0]["weights"].items():
