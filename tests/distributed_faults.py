@@ -63,8 +63,9 @@ def train_spoilt(
     except TrainingDiverged as error:
         return {**vars(recorder), "error": str(error)}
     result["weights"] = {
-        name: parameter.detach().float().numpy()
-        for name, parameter in trainer.model.named_parameters()
+        f"{part}.{name}": parameter.detach().float().numpy()
+        for part, model in enumerate(trainer.models)
+        for name, parameter in model.named_parameters()
     }
     result["samples"] = [trainer.source.samples_of([pack]) for pack in range(20)]
     result["samples of step 3"] = trainer.source.samples_of(range(8, 12))
