@@ -10,17 +10,22 @@ from io import StringIO
 from typing import NoReturn
 
 from megatron_llava.config.cli import exit_with_error, parse_args
+from megatron_llava.config.exit_codes import STOPPED
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
 from megatron_llava.platform.torchrun import global_rank, world_size
 
+_PROGRAM = "megatron_llava.train"
 _SECONDS_FOR_RANK_ZERO = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the command line says; user errors end in one line and exit code 2."""
+    """Train as the command line says.
+
+    A user error ends in one line; ``config.exit_codes`` has the exit codes.
+    """
     with _on_first_rank_only():
-        config = parse_args(argv, prog="megatron_llava.train")
+        config = parse_args(argv, prog=_PROGRAM)
     try:
         config = prepare(config)
     except ValueError as error:
@@ -28,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron_llava.platform.device import (
         join_process_group,
         leave_process_group,
+        meet,
         set_up_device,
     )
 
@@ -37,24 +43,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(error)
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.observe.metrics import Reporter
+    from megatron_llava.platform.lost_ranks import RankWatch
+    from megatron_llava.platform.stop_signal import StopSignal
     from megatron_llava.training.run import run_training
+    from megatron_llava.training.start import how_to_go_on
 
+    saves = config.training.exit_signal_handler and config.checkpoint.save is not None
+    stop_signal = StopSignal() if saves else None
+    timeout, logging = config.parallel.distributed_timeout_minutes, config.logging
     try:
-        join_process_group(config.parallel.device, config.parallel.distributed_timeout_minutes)
-        logging = config.logging
-        reporter = Reporter(
-            active=global_rank() == 0,
-            train_iters=config.training.train_iters,
-            log_file=logging.log_file,
-            tensorboard_dir=logging.tensorboard_dir,
-            progress_bar=not logging.no_progress_bar,
-        )
-        run_training(config, device, reporter)
-        reporter.close()
+        store = meet(timeout)
+        with RankWatch(store, global_rank(), world_size(), _PROGRAM, how_to_go_on(config)):
+            join_process_group(config.parallel.device, timeout, store)
+            reporter = Reporter(
+                active=global_rank() == 0,
+                train_iters=config.training.train_iters,
+                log_file=logging.log_file,
+                tensorboard_dir=logging.tensorboard_dir,
+                progress_bar=not logging.no_progress_bar,
+            )
+            trainer = run_training(config, device, reporter, stop_signal)
+            reporter.close()
     except ValueError as error:
         _exit(error)
     finally:
         leave_process_group()
+    if stop_signal is not None and trainer.stopped:
+        stop_signal.ignore()
+        raise SystemExit(STOPPED)
 
 
 @contextmanager
@@ -76,7 +92,7 @@ def _exit(error: ValueError) -> NoReturn:
     rank = global_rank()
     if rank > 0:
         time.sleep(_SECONDS_FOR_RANK_ZERO)
-    exit_with_error(str(error), f"megatron_llava.train{f' (rank {rank})' if rank else ''}")
+    exit_with_error(str(error), f"{_PROGRAM}{f' (rank {rank})' if rank else ''}")
 
 
 def prepare(config: RunConfig) -> RunConfig:

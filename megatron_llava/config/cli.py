@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from megatron_llava.config.exit_codes import RANK_LOST, STOPPED, USER_ERROR
 from megatron_llava.config.fields import FieldSpec
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
 from megatron_llava.config.yaml_file import (
@@ -19,14 +20,16 @@ from megatron_llava.config.yaml_file import (
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT", "list": "A,B,...", "numbers": "X,Y,..."}
 _EPILOG = (
     "A --config file sets any of these by name (dashes or underscores, flat or nested by section); "
-    "flags win over it. --no-FLAG turns off a FLAG that the file turned on."
+    "flags win over it. --no-FLAG turns off a FLAG that the file turned on. "
+    f"Exit codes: 0 the run is complete; {USER_ERROR} an error that one line names; {RANK_LOST} "
+    f"another rank was lost; {STOPPED} saved and stopped by SIGTERM: run the same command again."
 )
 
 
 def exit_with_error(message: str, prog: str = "megatron_llava") -> NoReturn:
     """Print a user error as one line on stderr and exit with status 2."""
     print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(USER_ERROR)
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -142,6 +142,8 @@ def check_saving(config: RunConfig) -> None:
         for option, given in how.items():
             if given:
                 raise ValueError(f"{option} says how to write --save, which is not given: add it")
+        if config.training.exit_signal_handler and "exit_signal_handler" in config.explicit:
+            raise ValueError("--exit-signal-handler saves on SIGTERM, and needs --save: add it")
 
 
 def check_loading(config: RunConfig) -> None:

@@ -75,10 +75,21 @@ class TrainingConfig:
         "What weighs alike in a global batch: every supervised token, every sample, or every pack "
         "(the mean of means of older trainers)",
     )
+    max_skipped_steps: int = flag(
+        10,
+        "Steps with a loss or gradient that is not finite that a run may skip, without any change "
+        "of the weights, before it ends; 0 ends it at the first",
+        minimum=0,
+    )
     eval_interval: int | None = flag(
         None, "Steps between evaluations on --valid-data-path", minimum=1, default_text="never"
     )
     eval_iters: int = flag(100, "Global batches in one evaluation", minimum=1)
+    exit_signal_handler: bool = flag(
+        True,
+        "With --save: on SIGTERM finish the step, save and exit with code 75; without --save, or "
+        "turned off, SIGTERM ends the run at once",
+    )
     exit_interval: int | None = flag(
         None,
         "Save and leave at each step that is a multiple of this",

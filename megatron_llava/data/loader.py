@@ -1,5 +1,6 @@
 """Batches of one data parallel rank, read ahead by worker processes, resumable at any pack."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -108,12 +109,18 @@ class PackedDataLoader:
             else None,
             # Without one of its own it would draw from the generator that dropout uses.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         for batch in loader:
             if isinstance(batch, str):
                 raise ValueError(batch)
             self.consumed_packs += self._size
             yield batch
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Slurm's SIGTERM goes to every process; the trainer still needs batches to end its step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _RankPacks(Sampler[np.ndarray]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ class Reporter:
         """Report one log interval.
 
         Args:
-            values: "lm loss", "grad norm" and the learning rates, in the order to be shown.
+            values: "lm loss", "grad norm", the learning rates and "skipped steps", in the order to
+                be shown; null in the file where one is not finite.
         """
         if not self.active:
             return
@@ -130,12 +132,14 @@ class Reporter:
                 output.close()
 
     def _write(self, iteration: int, group: str, record: dict[str, Any]) -> None:
+        # JSON has no word for what is no number, and a curve no place.
+        record = {name: value if math.isfinite(value) else None for name, value in record.items()}
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in record.items():
-                if name != "iteration":
+                if name != "iteration" and value is not None:
                     self._board.add_scalar(f"{group}/{name}", value, iteration)
 
 

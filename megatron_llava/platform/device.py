@@ -9,9 +9,10 @@ from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_llava.platform import cpu
-from megatron_llava.platform.torchrun import local_rank
+from megatron_llava.platform.torchrun import global_rank, local_rank, world_size
 
 
 def select_device(requested: str) -> str:
@@ -76,15 +77,31 @@ def silence_core_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def join_process_group(device: str, timeout_minutes: float) -> None:
-    """Start torch.distributed: NCCL or gloo under torchrun, a world of one without it."""
-    backend = "nccl" if device == "cuda" else "gloo"
+def meet(timeout_minutes: float) -> dist.Store:
+    """The store that connects the ranks which torchrun started; one of its own without torchrun."""
     timeout = timedelta(minutes=timeout_minutes)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    if "RANK" not in os.environ:
+        return dist.HashStore()
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    return store
+
+
+def join_process_group(
+    device: str, timeout_minutes: float, store: dist.Store | None = None
+) -> None:
+    """Start torch.distributed: NCCL or gloo under torchrun, a world of one without it.
+
+    Args:
+        store: where the ranks met, if they have.
+    """
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=dist.PrefixStore("default_pg", store or meet(timeout_minutes)),
+        rank=global_rank(),
+        world_size=world_size(),
+        timeout=timedelta(minutes=timeout_minutes),
+    )
 
 
 def leave_process_group() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -116,6 +116,11 @@ class BatchSource:
     def consumed_packs(self) -> int:
         """Packs that all ranks together have taken, from the start of the run."""
         return self.loader.consumed_packs
+
+    def samples_of(self, packs: Iterable[int]) -> str:
+        """The samples of some packs, as messages name them."""
+        ids = sorted({int(sample) for pack in packs for sample in self.schedule.pack(pack)})
+        return f"store {self._store_prefix}: samples {', '.join(map(str, ids))}"
 
     def resume_at(self, consumed_packs: int) -> None:
         """Go on at a position, without reading what was skipped."""

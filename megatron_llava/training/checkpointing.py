@@ -53,6 +53,8 @@ class TrainingState:
     consumed_packs: int
     data_fingerprint: str
     """Identifies the store, the packing and the seed that ``consumed_packs`` counts in."""
+    skipped_steps: int
+    """Steps of the run that changed nothing because a number was none."""
 
 
 def save_training_state(
@@ -80,6 +82,7 @@ def save_training_state(
         "iteration": state.iteration,
         "consumed_packs": state.consumed_packs,
         "data_fingerprint": state.data_fingerprint,
+        "skipped_steps": state.skipped_steps,
         "layout": layout(state.models),
         "has_optimizer": with_optimizer,
         "optimizer_kind": optimizer_kind(state.optimizer, state.models),
@@ -192,6 +195,8 @@ def load_training_state(
         _restore_rng_state(loaded["rng_state"])
     state.iteration = common["iteration"]
     state.consumed_packs = common["consumed_packs"]
+    # Checkpoints of older versions do not have it: a step that could not be used ended the run.
+    state.skipped_steps = common.get("skipped_steps", 0)
     return remarks
 
 

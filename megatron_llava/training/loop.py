@@ -20,6 +20,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 from megatron_llava.parallel.checkpoint_io import PendingSave
+from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
@@ -27,6 +28,8 @@ from megatron_llava.training.checkpointing import (
     write_side_files,
 )
 from megatron_llava.training.interval import Interval
+from megatron_llava.training.skipping import SkippedSteps, TrainingDiverged, check_weights
+from megatron_llava.training.start import how_to_go_on
 from megatron_llava.training.step import StepResult, run_batches, train_step
 
 
@@ -54,6 +57,8 @@ class Trainer:
         make_validation: a fresh source over the held-out store, None without one.
         side_files: the root whose architecture and Hugging Face files go along with a save.
         iteration: steps already done.
+        skipped_steps: those of them that changed nothing.
+        stopped: some rank received SIGTERM before the last step.
     """
 
     config: RunConfig
@@ -66,26 +71,59 @@ class Trainer:
     make_validation: Callable[[], BatchSource] | None
     reporter: Reporter
     side_files: str | None
+    skipped_steps: SkippedSteps
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
     _pending: PendingSave | None = field(init=False, default=None)
     _save_started: float = field(init=False, default=0.0)
+    stopped: bool = False
+    _stop_signal: StopSignal = field(default_factory=StopSignal)
     _gathers_ahead: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self._gathers_ahead = self.config.parallel.overlap_param_gather
 
-    def run(self) -> None:
-        """Train to the end, or to the next multiple of ``--exit-interval``."""
-        training, checkpoint = self.config.training, self.config.checkpoint
+    def run(self, stop_signal: StopSignal | None = None) -> None:
+        """Train to the end, to the next multiple of ``--exit-interval``, or to a SIGTERM.
+
+        Args:
+            stop_signal: listens while the run lasts; a signal to one rank stops all of them after
+                the step, with a save.
+
+        Raises:
+            TrainingDiverged: more steps were skipped than ``--max-skipped-steps``.
+        """
+        checkpoint = self.config.checkpoint
         self._set_training(True)
         self.interval = Interval()
+        if stop_signal is not None:
+            self._stop_signal = stop_signal
+            stop_signal.listen()
+        try:
+            self._train()
+        except TrainingDiverged:
+            # What was saved before is good.
+            self.finish_saves()
+            raise
+        if checkpoint.save is not None and self.saved_at != self.iteration:
+            self.save()
+        self.finish_saves()
+        if self.stopped:
+            self.reporter.message(f"step {self.iteration}: SIGTERM; {how_to_go_on(self.config)}")
+        with self.parameters_in_place():
+            pass  # the last update has reached every rank when this returns
+
+    def _train(self) -> None:
+        """Steps, evaluations and saves until something ends the run."""
+        training, checkpoint = self.config.training, self.config.checkpoint
         while self.iteration < training.train_iters:
             result = self._step()
             self.reporter.advance_to(self.iteration)
             if self._due(self.config.logging.log_interval) or self.iteration == 1:
                 self._report(result)
+            if self.stopped:
+                break
             with self.interval.paused():
                 if self.make_validation is not None and self._due(training.eval_interval):
                     self.validate()
@@ -95,11 +133,6 @@ class Trainer:
             if self._due(training.exit_interval):
                 self.reporter.message(f"step {self.iteration}: leaving as --exit-interval says")
                 break
-        if checkpoint.save is not None and self.saved_at != self.iteration:
-            self.save()
-        self.finish_saves()
-        with self.parameters_in_place():
-            pass  # the last update has reached every rank when this returns
 
     def validate(self) -> float:
         """The token loss over the held-out store, up to ``--eval-iters`` global batches."""
@@ -112,7 +145,7 @@ class Trainer:
             steps = source.schedule.num_packs // source.packs_per_step
             for _ in range(min(steps, self.config.training.eval_iters)):
                 rows = source.step_rows()
-                part, part_count = run_batches(
+                part = run_batches(
                     self.wrapped,
                     source.step(rows),
                     source.num_microbatches,
@@ -120,7 +153,7 @@ class Trainer:
                     reduction="token",
                     forward_only=True,
                 )
-                total, count = total + part, count + part_count
+                total, count = total + part.total, count + part.count
         self._set_training(True)
         loss = total / max(count, 1)
         self.reporter.validation(self.iteration, loss, count, time.perf_counter() - started)
@@ -131,6 +164,7 @@ class Trainer:
 
         Raises:
             CheckpointError: it could not be written, or the one before could not.
+            TrainingDiverged: a weight is not finite; nothing was written.
         """
         self.finish_saves()
         checkpoint, started = self.config.checkpoint, time.perf_counter()
@@ -142,8 +176,10 @@ class Trainer:
             iteration=self.iteration,
             consumed_packs=self.source.consumed_packs,
             data_fingerprint=self.source.schedule.fingerprint,
+            skipped_steps=self.skipped_steps.count,
         )
         with self.parameters_in_place():
+            check_weights(self.wrapped, self.iteration)
             self._pending = save_training_state(
                 root,
                 state,
@@ -210,7 +246,7 @@ class Trainer:
                 statistics.add_(torch.tensor((batch.num_rows, batch.num_samples, batch.num_images)))
                 yield batch
 
-        waited = self.source.data_seconds
+        waited, first = self.source.data_seconds, self.source.consumed_packs
         result = train_step(
             self.wrapped,
             self.optimizer,
@@ -222,14 +258,22 @@ class Trainer:
         )
         self._count(statistics, self.source.data_seconds - waited)
         self.iteration += 1
+        if result.skipped:
+            reduction = self.config.training.loss_reduction
+            self.reporter.message(
+                self.skipped_steps.add(self.iteration, result, reduction, self.source, first)
+            )
         return result
 
     def _count(self, statistics: torch.Tensor, data_seconds: float) -> None:
-        """Add a step to the interval, over the data-parallel ranks."""
+        """Add a step to the interval, over the data-parallel ranks, and heed a signal to any."""
         group = parallel_state.get_data_parallel_group()
-        totals, slowest = statistics.to(self.device), torch.tensor(data_seconds).to(self.device)
+        totals = statistics.to(self.device)
+        largest = torch.tensor((data_seconds, self._stop_signal.received)).to(self.device)
         dist.all_reduce(totals, group=group)
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        slowest, signalled = largest.tolist()
+        self.stopped = bool(signalled) and self.iteration + 1 < self.config.training.train_iters
         tokens, samples, images = totals.tolist()
         interval = self.interval
         interval.steps += 1
@@ -237,10 +281,15 @@ class Trainer:
         interval.samples += samples
         interval.images += images
         interval.padded_tokens += self.source.packs_per_step * self.config.data.seq_length
-        interval.data_seconds += float(slowest)
+        interval.data_seconds += slowest
 
     def _report(self, result: StepResult) -> None:
-        values = {"lm loss": result.loss, **result.learning_rates, "grad norm": result.grad_norm}
+        values = {
+            "lm loss": result.loss,
+            **result.learning_rates,
+            "grad norm": result.grad_norm,
+            "skipped steps": self.skipped_steps.count,
+        }
         self.reporter.training(self.iteration, values, self.interval, self.device)
         self.interval = Interval()
 

@@ -17,6 +17,7 @@ from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
+from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
     TrainingState,
@@ -26,12 +27,21 @@ from megatron_llava.training.checkpointing import (
 from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Reporter, Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
+from megatron_llava.training.skipping import SkippedSteps
 from megatron_llava.training.start import resumes, starting_checkpoint
 from megatron_llava.vision.settings import image_settings
 
 
-def run_training(config: RunConfig, device: torch.device, reporter: Reporter) -> Trainer:
+def run_training(
+    config: RunConfig,
+    device: torch.device,
+    reporter: Reporter,
+    stop_signal: StopSignal | None = None,
+) -> Trainer:
     """Train; torch.distributed must be running.
+
+    Args:
+        stop_signal: ends the run early with a save; without it SIGTERM does what it did.
 
     Returns:
         The trainer as it stopped.
@@ -40,7 +50,7 @@ def run_training(config: RunConfig, device: torch.device, reporter: Reporter) ->
         ValueError: one line for the user: data, checkpoint or divergence.
     """
     with open_trainer(config, device, reporter) as trainer:
-        trainer.run()
+        trainer.run(stop_signal)
     return trainer
 
 
@@ -104,6 +114,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         iteration=0,
         consumed_packs=0,
         data_fingerprint=schedule.fingerprint,
+        skipped_steps=0,
     )
     if resume:
         _resume(config, start, state, reporter)
@@ -123,6 +134,9 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         make_validation=validation,
         reporter=reporter,
         side_files=start[0] if start is not None else None,
+        skipped_steps=SkippedSteps(
+            limit=config.training.max_skipped_steps, count=state.skipped_steps
+        ),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )

@@ -65,6 +65,16 @@ def check_save_folder(config: RunConfig) -> None:
         raise CheckpointError(f"--save {root}: {existing} is not a folder that can be written to")
 
 
+def how_to_go_on(config: RunConfig) -> str:
+    """What to do after a run that ended too early."""
+    checkpoint = config.checkpoint
+    if checkpoint.save is None:
+        return "nothing was saved, for --save is not given: start again"
+    if checkpoint.save == checkpoint.load and not checkpoint.finetune:
+        return f"run the same command again to go on from the last checkpoint in {checkpoint.load}"
+    return f"go on from the last checkpoint with --load {checkpoint.save}"
+
+
 def resumes(config: RunConfig, start: tuple[str, Iteration] | None) -> bool:
     """Whether the run goes on with the step, optimizer and data position of ``start``."""
     if start is None or start[0] != config.checkpoint.load or config.checkpoint.finetune:

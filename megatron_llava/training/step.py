@@ -18,16 +18,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.training.optimizer import learning_rates
-
-_REMEDY = "lower --lr, lengthen the warmup, or look at the last batches with tools/inspect_data.py"
-
+from megatron_llava.training.update import gradient_norm, gradients_are_finite, update
 
 COUNTED = {"token": "supervised tokens", "sample": "samples", "microbatch-mean": "packs"}
 """What a loss is the mean of, by --loss-reduction."""
-
-
-class TrainingDiverged(ValueError):
-    """The loss or the gradient norm is not a number; the message is one line for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +36,24 @@ class StepResult:
     """Norm of the gradient before clipping."""
     learning_rates: dict[str, float]
     """The rates of this step, as ``optimizer.learning_rates`` names them."""
+    skipped: bool
+    """The loss or the gradient is not finite: weights, moments and schedule are as they were."""
+    microbatches_not_finite: tuple[int, ...]
+    """Of this rank those with a loss that is not finite; the last pipeline stage knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchesResult:
+    """What the microbatches of a step gave, over all ranks where nothing else is said."""
+
+    total: float
+    """Sum of the losses."""
+    count: int
+    """What was counted, see ``reduced_loss``."""
+    finite: bool
+    """The losses and the gradients are."""
+    microbatches_not_finite: tuple[int, ...]
+    """See ``StepResult``."""
 
 
 def reduced_loss(
@@ -90,15 +102,12 @@ def run_batches(
     *,
     reduction: str,
     forward_only: bool,
-) -> tuple[float, int]:
+) -> BatchesResult:
     """Run the microbatches of one global batch.
 
     Args:
         rows: rows of every pack of this step; pipeline stages exchange tensors of this length.
         reduction: what counts alike, see ``reduced_loss``.
-
-    Returns:
-        The summed loss and the number of things counted, over all ranks.
     """
     reports = get_forward_backward_func()(
         forward_step_func=partial(forward_step, reduction=reduction),
@@ -111,13 +120,25 @@ def run_batches(
         forward_only=forward_only,
     )
     device = next(wrapped[0].parameters()).device
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    if parallel_state.is_pipeline_last_stage():
-        total += torch.stack(list(reports)).sum(0).to(device)
-    dist.all_reduce(total)
+    last_stage = parallel_state.is_pipeline_last_stage()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    if last_stage:
+        sums[:2] = torch.stack(list(reports)).sum(0).to(device)
+    # Every rank learns of a gradient that is not finite on any: all of them must skip the step.
+    sums[2] = 0.0 if forward_only else float(not gradients_are_finite(wrapped))
+    dist.all_reduce(sums)
     # Every tensor-parallel rank of the last stage counted the same microbatches.
-    total /= parallel_state.get_tensor_model_parallel_world_size()
-    return float(total[0]), round(float(total[1]))
+    sums[:2] /= parallel_state.get_tensor_model_parallel_world_size()
+    total, count, spoilt = sums.tolist()
+    not_finite: tuple[int, ...] = ()
+    if last_stage and not math.isfinite(total):
+        not_finite = tuple(i for i, report in enumerate(reports) if not report.isfinite().all())
+    return BatchesResult(
+        total=total,
+        count=round(count),
+        finite=math.isfinite(total) and not spoilt,
+        microbatches_not_finite=not_finite,
+    )
 
 
 def train_step(
@@ -131,25 +152,26 @@ def train_step(
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
-    Raises:
-        TrainingDiverged: the loss is not finite, and no weight was changed; or the gradient norm is
-            not, and the weights are spoilt: they must not be saved.
+    Where the loss or the gradient is not finite on any rank, all ranks skip the update.
     """
     for part in wrapped:
         part.zero_grad_buffer()
     optimizer.zero_grad()
-    total, count = run_batches(
+    batch = run_batches(
         wrapped, batches, num_microbatches, rows, reduction=reduction, forward_only=False
     )
-    loss = total / max(count, 1)
-    if not math.isfinite(loss):
-        raise TrainingDiverged(f"the loss is {loss} over {count} {COUNTED[reduction]}; {_REMEDY}")
     rates = learning_rates(optimizer)
-    # Core computes the norm inside its step only, the same on every rank.
-    updated, norm, _ = optimizer.step()
-    assert updated, "an optimizer without loss scaling never skips a step"
-    grad_norm = float(norm or 0.0)
-    if not math.isfinite(grad_norm):
-        raise TrainingDiverged(f"the gradient norm is {grad_norm} at a loss of {loss}; {_REMEDY}")
-    scheduler.step(increment=1)
-    return StepResult(loss=loss, loss_count=count, grad_norm=grad_norm, learning_rates=rates)
+    grad_norm = gradient_norm(optimizer) if batch.finite else math.nan
+    # Finite gradients have an infinite norm where their squares overflow.
+    skipped = not math.isfinite(grad_norm)
+    if not skipped:
+        update(optimizer, grad_norm)
+        scheduler.step(increment=1)
+    return StepResult(
+        loss=batch.total / max(batch.count, 1),
+        loss_count=batch.count,
+        grad_norm=grad_norm,
+        learning_rates=rates,
+        skipped=skipped,
+        microbatches_not_finite=batch.microbatches_not_finite,
+    )

@@ -206,3 +206,11 @@ def test_exit_with_error_is_one_line(capsys):
         exit_with_error("two\nlines", "train")
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "train: error: two lines\n"
+
+
+def test_the_help_says_what_exit_codes_mean(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "75 saved and stopped by SIGTERM: run the same command again" in said
+    assert "69 another rank was lost" in said and "2 an error that one line names" in said

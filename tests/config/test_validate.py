@@ -232,6 +232,7 @@ REFUSED = [
     ({"no_save_optim": True}, 1, "--no-save-optim|--save,"),
     ({"async_save": True}, 1, "--async-save|--save,"),
     ({"no_ckpt_fully_parallel_save": True}, 1, "--no-ckpt-fully-parallel-save|--save,"),
+    ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),
     ({"finetune": True}, 1, "--finetune|--load"),
     ({"no_load_optim": True}, 1, "--no-load-optim|--load,"),
     ({"no_load_rng": True}, 1, "--no-load-rng|--load"),

@@ -6,6 +6,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.training.start import (
     architecture_from_checkpoint,
     check_save_folder,
+    how_to_go_on,
     resumes,
     starting_checkpoint,
 )
@@ -170,3 +171,16 @@ def test_a_folder_to_save_in_is_not_made_by_the_check(tmp_path):
     check_save_folder(config_of(save=str(tmp_path)))
     check_save_folder(config_of(save=str(tmp_path / "new" / "run")))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "start again"),
+        ({"save": "out", "load": "out"}, "run the same command again"),
+        ({"save": "out", "load": "in"}, "--load out"),
+        ({"save": "out", "load": "out", "finetune": True}, "--load out"),
+    ],
+)
+def test_how_a_run_that_ended_too_early_goes_on(values, says):
+    assert says in how_to_go_on(config_of(**values))

@@ -1,0 +1,100 @@
+"""A loss or gradient that is no number on one rank: all ranks skip the step, and go on."""
+
+import math
+
+import numpy as np
+import pytest
+from distributed_faults import train_spoilt
+from distributed_jobs import train
+
+from megatron_llava.parallel.checkpoint_directory import latest_iteration
+
+OVERLAPS = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
+TP2_PP2 = ["--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"]
+# World size, flags, the rank at fault, its forward pass (in step 3), and the pack that this is.
+PLACES = {
+    "one-rank": (1, [], 0, 10, 10),
+    "tp2-pp2-first-stage": (4, TP2_PP2, 1, 9, 9),
+    "tp2-pp2-last-stage": (4, [*TP2_PP2, "--sequence-parallel"], 3, 11, 11),
+    "dp2-overlaps": (2, [*OVERLAPS, "--ddp-bucket-size=20000"], 1, 5, 11),
+    "dp2-overlaps-bf16": (2, ["--bf16", *OVERLAPS, "--clip-grad=0"], 0, 4, 8),
+}
+
+
+def arguments(setup, *more, steps=5):
+    constant = ["--lr-decay-style=constant", "--lr-decay-iters=5"]
+    return setup.arguments(*constant, *more, steps=steps)
+
+
+def assert_same_weights(found, expected):
+    for rank, (one, other) in enumerate(zip(found, expected, strict=True)):
+        for shard, same in zip(one["shards"], other["shards"], strict=True):
+            assert np.array_equal(shard.array, same.array), (rank, shard.key)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("place", PLACES)
+def test_the_step_is_skipped_on_all_ranks(pool, setup, place, kind):
+    world_size, flags, rank, microbatch, pack = PLACES[place]
+    fault = (kind, rank, (microbatch,))
+    before = pool.run(
+        train, arguments(setup, *flags, steps=2), world_size=world_size, with_shards=True
+    )
+    skipped = pool.run(
+        train_spoilt, arguments(setup, *flags, steps=3), *fault, world_size=world_size
+    )
+    assert_same_weights(skipped, before)
+    results = pool.run(train_spoilt, arguments(setup, *flags), *fault, world_size=world_size)
+    steps = results[0]["steps"]
+    assert [step["skipped steps"] for step in steps] == [0, 0, 1, 1, 1]
+    assert [math.isfinite(step["grad norm"]) for step in steps] == [True, True, False, True, True]
+    for result in results:
+        (message,) = (text for text in result["messages"] if "skipped" in text)
+        assert message.startswith("step 3: the ") and "1 of --max-skipped-steps 10" in message
+        if kind == "loss":
+            assert f"; not finite on {result['samples'][pack]}; " in message
+        else:
+            assert f"; the step held {result['samples of step 3']}; " in message
+        for shard in result["shards"]:
+            assert np.isfinite(shard.array).all(), shard.key
+    for shard, old in zip(results[0]["shards"], skipped[0]["shards"], strict=True):
+        assert not np.array_equal(shard.array, old.array), shard.key
+    if "dp2" in place:
+        assert_same_weights(results[:1], results[1:])
+
+
+def test_what_comes_after_is_as_on_one_rank(pool, setup):
+    world_size, flags, rank, microbatch, _ = PLACES["tp2-pp2-last-stage"]
+    one = pool.run(train_spoilt, arguments(setup), "loss", 0, (11,))[0]["steps"]
+    many = pool.run(
+        train_spoilt, arguments(setup, *flags), "loss", rank, (microbatch,), world_size=world_size
+    )[0]["steps"]
+    for step, expected in zip(many, one, strict=True):
+        assert step["samples"] == expected["samples"] and step["lr"] == expected["lr"]
+        for name in ("lm loss", "grad norm"):
+            assert step[name] == pytest.approx(expected[name], rel=1e-4, nan_ok=True)
+
+
+def test_too_many_skipped_steps_end_the_run_and_the_count_is_resumed(pool, setup, tmp_path):
+    saving = [f"--save={tmp_path}", f"--load={tmp_path}", "--save-interval=1"]
+    command = arguments(setup, *saving, "--max-skipped-steps=2", steps=20)
+    # Steps 2, 3 and 5 of the run in its first part, 6 and 7 of it in the second.
+    first = pool.run(train_spoilt, [*command, "--exit-interval=4"], "loss", 1, (2, 5), world_size=2)
+    assert [step["skipped steps"] for step in first[0]["steps"]] == [0, 1, 2, 2]
+    assert latest_iteration(tmp_path) == 4
+    second = pool.run(train_spoilt, command, "gradient", 0, (3,), world_size=2)
+    assert [step["skipped steps"] for step in second[0]["steps"]] == [2]
+    for result in second:
+        error = result["error"]
+        assert error.startswith("step 6: the gradient is not finite at a loss of ")
+        assert "; 3 skipped steps are more than --max-skipped-steps 2: " in error
+        assert "\n" not in error and "--lr" in error
+    assert latest_iteration(tmp_path) == 5
+    third = pool.run(train_spoilt, [*command, "--max-skipped-steps=3"], "loss", 0, (0,))
+    assert [step["skipped steps"] for step in third[0]["steps"]][:2] == [3, 3]
+
+
+def test_none_may_be_skipped(pool, setup):
+    result = pool.run(train_spoilt, arguments(setup, "--max-skipped-steps=0"), "loss", 0, (0,))[0]
+    assert result["error"].startswith("step 1: the loss is nan over ")
+    assert "1 skipped steps are more than --max-skipped-steps 0" in result["error"]

@@ -1,0 +1,72 @@
+"""Jobs that train with something going wrong at a known place, for the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from distributed_jobs import Recorder
+
+NAN = float("nan")
+
+
+@contextmanager
+def spoilt_forward(kind: str, rank: int, microbatches: tuple[int, ...]) -> Iterator[None]:
+    """Make the output (or its gradient) of some forward passes on one rank a NaN.
+
+    Args:
+        kind: "loss" or "gradient".
+        microbatches: which calls of the model, counted from 0 over the whole run.
+    """
+    from megatron_llava.models.llava import LlavaModel
+
+    original, calls = LlavaModel.forward, iter(range(10**6))
+
+    def forward(self: Any, batch: Any) -> torch.Tensor:
+        output = original(self, batch)
+        if next(calls) not in microbatches or torch.distributed.get_rank() != rank:
+            return output
+        if kind == "loss":
+            return output * NAN
+        output.register_hook(lambda gradient: gradient * NAN)
+        return output
+
+    LlavaModel.forward = forward
+    try:
+        yield
+    finally:
+        LlavaModel.forward = original
+
+
+def train_spoilt(
+    arguments: list[str], kind: str, rank: int, microbatches: tuple[int, ...]
+) -> dict[str, Any]:
+    """Train with ``spoilt_forward``.
+
+    Returns:
+        What the recorder holds, the error that ended the run, and where none did this rank's
+        parameters as "shards" and the samples of each pack of the run.
+    """
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.parallel.model_shards import model_shards
+    from megatron_llava.train import prepare
+    from megatron_llava.training.run import open_trainer
+    from megatron_llava.training.skipping import TrainingDiverged
+
+    config = prepare(parse_args([*arguments, "--log-interval", "1"]))
+    recorder = Recorder()
+    result: dict[str, Any] = {"error": None}
+    try:
+        with (
+            spoilt_forward(kind, rank, microbatches),
+            open_trainer(config, torch.device("cpu"), recorder) as trainer,
+        ):
+            trainer.run()
+            result["shards"] = model_shards(trainer.models)
+    except TrainingDiverged as error:
+        return {**vars(recorder), "error": str(error)}
+    result["samples"] = [trainer.source.samples_of([pack]) for pack in range(20)]
+    result["samples of step 3"] = trainer.source.samples_of(range(8, 12))
+    return {**vars(recorder), **result}
