@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_llava.config.rules_model import known, layers_of_stages, smallest_stage
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.rules_pipeline import layers_of_stages, smallest_stage
 from megatron_llava.config.run import RunConfig, all_fields
 from megatron_llava.config.training import TUNABLE_PARTS
 

@@ -6,7 +6,7 @@ rules are Megatron's and Megatron-core's where those have them.
 
 from __future__ import annotations
 
-from megatron_llava.config import rules_balance, rules_model, rules_training
+from megatron_llava.config import rules_balance, rules_model, rules_pipeline, rules_training
 from megatron_llava.config.run import RunConfig, all_fields
 
 # Model fields that the run cannot do without: they come from a checkpoint or from flags.
@@ -34,10 +34,10 @@ def validate(config: RunConfig, world_size: int) -> None:
     _check_values(config)
     _check_required(config)
     rules_training.check_batch(config, world_size)
-    rules_model.check_stages(config)
+    rules_pipeline.check_stages(config)
     rules_balance.check_balance(config)
-    rules_model.check_virtual_stages(config)
-    rules_model.check_virtual_microbatches(config, config.num_microbatches(world_size))
+    rules_pipeline.check_virtual_stages(config)
+    rules_pipeline.check_virtual_microbatches(config, config.num_microbatches(world_size))
     rules_model.check_language(config)
     rules_model.check_context(config)
     rules_model.check_vision(config)

@@ -39,7 +39,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_llava.config.rules_model import known, layers_of_stages
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.rules_pipeline import layers_of_stages
 from megatron_llava.config.run import RunConfig
 from megatron_llava.observe.collective_counter import (
     CONTEXT,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_llava.config.rules_model import layers_of_stages
+from megatron_llava.config.rules_pipeline import layers_of_stages
 from megatron_llava.config.validate import validate
 
 LAYERS_EACH, STAGES_EACH = (
