@@ -3,7 +3,8 @@
 #   . tools/bootstrap.sh [EXTRA]     EXTRA: an extra of pyproject.toml, such as dev
 #
 # An active virtual environment is used as it is. Without one, .venv is made in the repository's root.
-# Installation is skipped while pyproject.toml is what it was at the last one.
+# Installation, which compiles csrc/, is skipped while pyproject.toml, setup.py and csrc/ are what they
+# were at the last one.
 
 bootstrap() {
     local root extra stamp wanted
@@ -15,7 +16,7 @@ bootstrap() {
         . "$root/.venv/bin/activate"
     fi
     stamp="$VIRTUAL_ENV/.megatron_llava${1:+-$1}"
-    wanted="$(cat "$root/pyproject.toml" "$root/setup.py" | sha256sum)$root"
+    wanted="$(cat "$root/pyproject.toml" "$root/setup.py" "$root"/csrc/* | sha256sum)$root"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return 0
     fi
