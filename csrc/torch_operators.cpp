@@ -1,0 +1,89 @@
+// The operators as torch sees them, on LibTorch's stable ABI: one library for every torch from 2.10 on.
+// Here for the CPU, in torch_operators_cuda.cpp for the GPU.
+//
+// Python adds the gradients' formulas and the shapes for tracing: megatron_llava/ops/operators.py.
+#include "torch_arguments.h"
+
+#include <algorithm>
+
+namespace megatron_llava {
+namespace {
+
+// Bytes that a thread should at least have to write.
+constexpr int64_t kGrainBytes = 1 << 16;
+
+int64_t grain(int64_t row_bytes) { return kGrainBytes / std::max<int64_t>(row_bytes, 1) + 1; }
+
+// On the CPU a wrong plan is an error; on the GPU it would take a synchronisation to tell.
+void check_within(const int64_t* numbers, const float* weights, int64_t count, int64_t end) {
+  bool within = true;
+  for (int64_t at = 0; at < count; ++at) {
+    const bool used = weights == nullptr || weights[at] != 0.0f;
+    within &= !used || (numbers[at] >= 0 && numbers[at] < end);
+  }
+  STD_TORCH_CHECK(within, "the plan names a row outside of [0, ", end, ")");
+}
+
+Tensor visual_pack_cpu(Tensor features, Tensor specials, Tensor text, Tensor taps, Tensor weights,
+                       Tensor, Tensor, Tensor) {
+  auto [args, out] = prepare_forward(features, specials, text, taps, weights);
+  const int64_t table_rows = features.size(0) + specials.size(0) + text.size(0);
+  check_within(args.taps, args.weights, taps.numel(), table_rows);
+  const Element element = element_of(features);
+  torch::stable::parallel_for(
+      0, args.num_rows, grain(args.hidden * out.element_size()),
+      [&, &args = args](int64_t begin, int64_t end) { pack_forward_cpu(element, args, begin, end); });
+  return out;
+}
+
+void check_offsets(const int64_t* offsets, int64_t table_rows, int64_t entries) {
+  bool ascending = offsets[0] == 0 && offsets[table_rows] == entries;
+  for (int64_t row = 0; row < table_rows; ++row) ascending &= offsets[row] <= offsets[row + 1];
+  STD_TORCH_CHECK(ascending, "the plan's offsets must rise from 0 to ", entries);
+}
+
+Gradients visual_pack_backward_cpu(Tensor grad, Tensor offsets, Tensor rows, Tensor weights,
+                                   int64_t num_features, int64_t num_specials, bool wants_features,
+                                   bool wants_specials, bool wants_text) {
+  const Backward b = prepare_backward(grad, offsets, rows, weights, num_features, num_specials,
+                                      wants_features, wants_specials, wants_text);
+  check_offsets(b.args.offsets, offsets.numel() - 1, rows.numel());
+  check_within(b.args.rows, nullptr, rows.numel(), grad.size(0));
+  const Element element = element_of(grad);
+  torch::stable::parallel_for(
+      0, count_backward_items(b.args), grain(b.args.hidden * grad.element_size()),
+      [&](int64_t begin, int64_t end) { pack_backward_cpu(element, b.args, begin, end); });
+  torch::stable::parallel_for(
+      0, b.args.num_specials * b.args.hidden, grain(kSpecialParts * b.parts.element_size()),
+      [&](int64_t begin, int64_t end) { pack_specials_cpu(element, b.args, begin, end); });
+  return {b.features, b.specials, b.text};
+}
+
+Tensor tiles_to_patches_cpu(Tensor tiles, Tensor table, int64_t patch) {
+  auto [args, out] = prepare_patches(tiles, table, patch);
+  torch::stable::parallel_for(
+      0, out.size(0) * out.size(1), grain(out.size(2) * out.element_size()),
+      [&args = args](int64_t begin, int64_t end) { patches_cpu(args, begin, end); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(megatron_llava, library) {
+  library.def(
+      "visual_pack(Tensor features, Tensor specials, Tensor text, Tensor taps, Tensor weights, "
+      "Tensor csr_offsets, Tensor csr_rows, Tensor csr_weights) -> Tensor");
+  library.def(
+      "visual_pack_backward(Tensor grad, Tensor csr_offsets, Tensor csr_rows, Tensor csr_weights, "
+      "int num_features, int num_specials, bool wants_features, bool wants_specials, "
+      "bool wants_text) -> (Tensor, Tensor, Tensor)");
+  library.def("tiles_to_patches(Tensor tiles, Tensor table, int patch) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(megatron_llava, CPU, library) {
+  library.impl("visual_pack", TORCH_BOX(&visual_pack_cpu));
+  library.impl("visual_pack_backward", TORCH_BOX(&visual_pack_backward_cpu));
+  library.impl("tiles_to_patches", TORCH_BOX(&tiles_to_patches_cpu));
+}
+
+}  // namespace megatron_llava

@@ -1,0 +1,8 @@
+// Compiled with AVX-512; setup.py gives the flag by the file's name.
+#ifdef __x86_64__
+#include "visual_pack_level.h"
+
+namespace megatron_llava {
+const PackLoops kPackLoopsAvx512 = kLoops;
+}
+#endif
