@@ -1,0 +1,77 @@
+"""Plans for ``visual_pack`` in tests: random ones, and the transpose by plain counting."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_llava.ops.visual_pack import PackPlan
+
+TAPS = 4
+
+
+def plan_of(taps: torch.Tensor, weights: torch.Tensor, table_rows: int) -> PackPlan:
+    """Taps and weights [R, 4] with their transpose: uses by table row, packed row, tap."""
+    uses: list[list[tuple[int, float]]] = [[] for _ in range(table_rows)]
+    for row, (row_taps, row_weights) in enumerate(
+        zip(taps.tolist(), weights.tolist(), strict=True)
+    ):
+        for tap, weight in zip(row_taps, row_weights, strict=True):
+            if weight != 0.0:
+                uses[tap].append((row, weight))
+    flat = [use for of_row in uses for use in of_row]
+    return PackPlan(
+        taps,
+        weights,
+        torch.tensor([0, *(len(of_row) for of_row in uses)]).cumsum(0),
+        torch.tensor([row for row, _ in flat], dtype=torch.int64),
+        torch.tensor([weight for _, weight in flat], dtype=torch.float32),
+    )
+
+
+def random_plan(rows: int, counts: tuple[int, int, int], generator: torch.Generator) -> PackPlan:
+    """Rows of every kind: copies of features, special rows and text, sums of 2 to 4, and padding."""
+    table_rows = sum(counts)
+    taps = torch.randint(0, table_rows, (rows, TAPS), generator=generator)
+    used = torch.randint(0, TAPS + 1, (rows, 1), generator=generator)
+    weights = torch.rand(rows, TAPS, generator=generator) - 0.25
+    weights = torch.where(torch.arange(TAPS) < used, weights, 0.0)
+    weights[:, 0] = torch.where(used[:, 0] == 1, 1.0, weights[:, 0])
+    if counts[1]:
+        # A third of the rows are copies of one special row, as image_newline is.
+        special = torch.rand(rows, generator=generator) < 1 / 3
+        taps[:, 0] = torch.where(special & (used[:, 0] == 1), counts[0], taps[:, 0])
+    return plan_of(taps, weights, table_rows)
+
+
+def random_tables(
+    counts: tuple[int, int, int], hidden: int, dtype: torch.dtype, generator: torch.Generator
+) -> list[torch.Tensor]:
+    """Features, special rows and text embeddings of so many rows."""
+    return [torch.randn(n, hidden, generator=generator).to(dtype) for n in counts]
+
+
+def slow_visual_pack(
+    tables: list[torch.Tensor], taps: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Row by row and tap by tap in float64."""
+    table = torch.cat([part.double() for part in tables])
+    rows = []
+    for row_taps, row_weights in zip(taps.tolist(), weights.double().tolist(), strict=True):
+        row = 0.0 * table[0]  # zeros that have a gradient
+        for tap, weight in zip(row_taps, row_weights, strict=True):
+            if weight != 0.0:
+                row = row + weight * table[tap]
+        rows.append(row)
+    return torch.stack(rows) if rows else table[:0]
+
+
+def with_gradients(operator, tables, grad):
+    """What ``operator(*tables)`` gives, and the gradients of the tables."""
+    leaves = [part.detach().clone().requires_grad_() for part in tables]
+    out = operator(*leaves)
+    gradients = torch.autograd.grad(out, leaves, grad.to(out.dtype), allow_unused=True)
+    zeros = [torch.zeros_like(leaf) for leaf in leaves]
+    return [
+        out.detach(),
+        *(z if g is None else g for g, z in zip(gradients, zeros, strict=True)),
+    ]
