@@ -29,7 +29,7 @@ def plan_of(taps: torch.Tensor, weights: torch.Tensor, table_rows: int) -> PackP
 
 
 def random_plan(rows: int, counts: tuple[int, int, int], generator: torch.Generator) -> PackPlan:
-    """Rows of every kind: copies of features, special rows and text, sums of 2 to 4, and padding."""
+    """Rows of every kind: copies of features, special rows and text, sums, and padding."""
     table_rows = sum(counts)
     taps = torch.randint(0, table_rows, (rows, TAPS), generator=generator)
     used = torch.randint(0, TAPS + 1, (rows, 1), generator=generator)

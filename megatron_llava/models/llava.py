@@ -1,8 +1,8 @@
 """LlavaModel: vision tower, projector, visual packing and core's GPTModel.
 
-Shape suffixes: V views, T patches per view, D tower width, H language width, F = V * T feature
-rows, N text rows, R packed rows (of this rank under context and sequence parallel), L loss rows,
-W vocabulary columns of this tensor-parallel rank, B = 1.
+Shape suffixes: V views, T patches per view, K values of a patch, D tower width, H language width,
+F = V * T feature rows, N text rows, R packed rows (of this rank under context and sequence
+parallel), L loss rows, W vocabulary columns of this tensor-parallel rank, B = 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from megatron_llava.models.projector import Projector
 from megatron_llava.models.specs import SharedSequences
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.exchange import exchange_rows
-from megatron_llava.ops.visual_pack import visual_pack
-from megatron_llava.vision.tiles import normalize_tiles
+from megatron_llava.ops.tiles_to_patches import pixel_table, tiles_to_patches
+from megatron_llava.ops.visual_pack import PackPlan, visual_pack
 
 
 class LlavaModel(MegatronModule):
@@ -66,11 +66,13 @@ class LlavaModel(MegatronModule):
             language_model.share_embeddings_and_output_weights
         )
         self.vocab_size = vocab_size
-        self.image_mean, self.image_std = image_mean, image_std
         self.view_group = view_group
         if self.pre_process:
             assert vision_model is not None and vision_projection is not None
             self.vision_model = vision_model
+            # On the device from the start: a step waits for no copy from the host.
+            table = pixel_table(image_mean, image_std, config.params_dtype)
+            self.register_buffer("pixel_table", table, persistent=False)
             self.vision_projection = vision_projection
             scale = config.hidden_size**-0.5
             self.image_newline = torch.nn.Parameter(
@@ -100,12 +102,11 @@ class LlavaModel(MegatronModule):
             exchange: where other ranks have a share of the views: which encoded rows go to whom.
                 The result are then the rows that this rank received.
         """
-        pixels_VCSS = normalize_tiles(
-            tiles, self.image_mean, self.image_std, self.config.params_dtype
-        )
+        patch = self.vision_model.conv1.kernel_size[0]
+        patches_VTK = tiles_to_patches(tiles, self.pixel_table, patch)
         frozen = not any(p.requires_grad for p in self.vision_model.parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():
-            features_VTD = self.vision_model(pixels_VCSS)
+            features_VTD = self.vision_model(patches_VTK)
         features_FD = features_VTD.flatten(0, 1)
         if exchange is not None:
             features_FD = exchange_rows(
@@ -125,9 +126,7 @@ class LlavaModel(MegatronModule):
         if features_FH is None:
             features_FH = self.encode_images(batch.tiles, batch.exchange)
         text_NH = self.language_model.embedding.word_embeddings(batch.token_ids[None])[0]
-        packed_RH = visual_pack(
-            features_FH, self.image_newline[None], text_NH, batch.taps, batch.weights
-        )
+        packed_RH = visual_pack(features_FH, self.image_newline[None], text_NH, PackPlan.of(batch))
         rows_RBH = packed_RH[:, None]
         if self.config.sequence_parallel:
             rows_RBH = tensor_parallel.scatter_to_sequence_parallel_region(rows_RBH)

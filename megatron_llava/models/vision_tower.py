@@ -1,7 +1,7 @@
 """CLIP and SigLIP vision towers on core's TransformerBlock.
 
-Shape suffixes: V views, C channels, S tile side in pixels, T patches per view, L encoder rows per
-view (T, or T + 1 with a class token), D tower width.
+Shape suffixes: V views, T patches per view, K values of a patch (3 * P * P), L encoder rows per view
+(T, or T + 1 with a class token), D tower width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_llava.config.model import VisionConfig
 from megatron_llava.models.specs import Norm, vision_block_spec
+
+
+class PatchEmbedding(torch.nn.Conv2d):
+    """A convolution whose windows do not overlap, given them as rows: one matmul.
+
+    Its parameters are a convolution's, by name, shape and initial values.
+    """
+
+    def forward(self, patches_VTK: torch.Tensor) -> torch.Tensor:
+        """Embed patches to [V, T, D]; a row is ordered as ``weight.flatten(1)`` is."""
+        return torch.nn.functional.linear(patches_VTK, self.weight.flatten(1), self.bias)
 
 
 class VisionTower(MegatronModule):
@@ -49,7 +60,7 @@ class VisionTower(MegatronModule):
         self.patches = (vision.vision_image_size // patch) ** 2
         rows = self.patches + int(self.has_class_token)
         dtype = config.params_dtype
-        self.conv1 = torch.nn.Conv2d(
+        self.conv1 = PatchEmbedding(
             3, width, patch, stride=patch, bias=not self.has_class_token, dtype=dtype
         )
         self.position_embeddings = torch.nn.Embedding(rows, width, dtype=dtype)
@@ -98,9 +109,13 @@ class VisionTower(MegatronModule):
                 entry.replica_id = (first, rank, data_rank)
         return state
 
-    def forward(self, tiles_VCSS: torch.Tensor) -> torch.Tensor:
-        """Encode normalised tiles [V, 3, S, S] to patch features [V, T, D], in raster order."""
-        hidden_VTD = self.conv1(tiles_VCSS).flatten(2).transpose(1, 2)
+    def forward(self, patches_VTK: torch.Tensor) -> torch.Tensor:
+        """Encode patches [V, T, K] of normalised tiles to features [V, T, D], in raster order.
+
+        Args:
+            patches_VTK: what ``ops.tiles_to_patches`` makes of tiles.
+        """
+        hidden_VTD = self.conv1(patches_VTK)
         assert hidden_VTD.shape[1] == self.patches, (hidden_VTD.shape, self.patches)
         if self.has_class_token:
             class_V1D = self.class_token.expand(hidden_VTD.shape[0], -1, -1)

@@ -21,6 +21,17 @@ def compiled_for(tensor: torch.Tensor) -> bool:
     return _COMPILED and tensor.device.type in _DEVICES
 
 
+def plain_torch_remark(device: str) -> str | None:
+    """What to tell the user where a device has no compiled operators, None where it has them."""
+    if _COMPILED and device in _DEVICES:
+        return None
+    missing = "for CUDA: nvcc" if _COMPILED else "with torch present: a C++ compiler"
+    return (
+        f"the visual packing operators run in plain torch, slower: they were not compiled {missing} "
+        "and 'pip install .' give them"
+    )
+
+
 def _packed_rows(
     features: torch.Tensor,
     specials: torch.Tensor,

@@ -13,6 +13,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
 from megatron_llava.data.store import Store
+from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
@@ -74,9 +75,12 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     Raises:
         ValueError: one line for the user.
     """
-    remark = connections_remark(device.type, config.parallel.tensor_model_parallel_size)
-    if remark is not None:
-        reporter.message(remark)
+    for remark in (
+        connections_remark(device.type, config.parallel.tensor_model_parallel_size),
+        plain_torch_remark(device.type),
+    ):
+        if remark is not None:
+            reporter.message(remark)
     settings = image_settings(config)
     num_microbatches = config.num_microbatches(dist.get_world_size())
     store = Store(config.data.data_path)
