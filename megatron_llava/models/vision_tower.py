@@ -1,7 +1,7 @@
 """CLIP and SigLIP vision towers on core's TransformerBlock.
 
-Shape suffixes: V views, T patches per view, K values of a patch (3 * P * P), L encoder rows per view
-(T, or T + 1 with a class token), D tower width.
+Shape suffixes: V views, T patches per view, K values of a patch (3 * P * P), L encoder rows per
+view (T, or T + 1 with a class token), D tower width.
 """
 
 from __future__ import annotations

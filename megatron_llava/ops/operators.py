@@ -25,10 +25,10 @@ def plain_torch_remark(device: str) -> str | None:
     """What to tell the user where a device has no compiled operators, None where it has them."""
     if _COMPILED and device in _DEVICES:
         return None
-    missing = "for CUDA: nvcc" if _COMPILED else "with torch present: a C++ compiler"
+    reason = "nvcc" if _COMPILED else "a C++ compiler and torch"
     return (
-        f"the visual packing operators run in plain torch, slower: they were not compiled {missing} "
-        "and 'pip install .' give them"
+        "visual packing runs in plain torch, which is slower: megatron_llava was installed without "
+        f"{reason}; install it again where they are"
     )
 
 
