@@ -1,4 +1,6 @@
 // Runs what the GPU's threads do on the CPU, one thread after the other; for tests, through ctypes.
+#include <type_traits>
+
 #include "tiles_to_patches.h"
 #include "visual_pack_threads.h"
 
