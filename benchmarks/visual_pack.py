@@ -3,8 +3,8 @@
     python benchmarks/visual_pack.py --tokens 8192 32768
     python benchmarks/visual_pack.py --device cuda --dtype bfloat16 --tokens 8192 32768
 
-SigLIP SO400M features (729 a view) at Qwen2-7B's width, images of four sizes under anyres_max_9, text
-around them. Compared with the operator: the same operator in plain torch; transformers'
+SigLIP SO400M features (729 a view) at Qwen2-7B's width, images of four sizes under anyres_max_9,
+text around them. Compared with the operator: the same operator in plain torch; transformers'
 pack_image_features and masked_scatter on the same features; and copies of as many bytes as must be
 read and written (each row that is used once, each row of a result once), made as torch makes a new
 tensor, and into memory that is there already.

@@ -45,26 +45,6 @@ def test_packed_attention_equals_the_cpu(groups, causal):
         assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_visual_pack_equals_the_cpu():
-    from megatron_llava.ops.visual_pack import visual_pack
-
-    generator = torch.Generator().manual_seed(0)
-    tables = [torch.randn(rows, 96, generator=generator) for rows in (50, 1, 40)]
-    taps = torch.randint(0, 91, (200, 4), generator=generator)
-    weights = torch.rand(200, 4, generator=generator) * (torch.rand(200, 4) > 0.5)
-
-    def run(device):
-        inputs = [table.to(device).detach().requires_grad_() for table in tables]
-        output = visual_pack(*inputs, taps.to(device), weights.to(device))
-        return [
-            output.cpu(),
-            *(g.cpu() for g in torch.autograd.grad(output.square().sum(), inputs)),
-        ]
-
-    for expected, found in zip(run("cpu"), run("cuda"), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
 def command(*arguments):
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True

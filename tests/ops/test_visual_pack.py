@@ -181,3 +181,22 @@ def test_tables_and_gradients_need_not_be_contiguous(operator):
     strided = [t.T.contiguous().T for t in tables]
     found = with_gradients(lambda *t: operator(*t, plan), strided, grad)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@both
+@pytest.mark.parametrize("hidden", [3, 64])
+def test_every_element_of_the_outputs_is_written(operator, hidden):
+    """New memory is filled with NaN; nothing of that may remain."""
+    generator = torch.Generator().manual_seed(0)
+    counts = 60, 2, 50
+    plan = random_plan(40, counts, generator)
+    tables = random_tables(counts, hidden, torch.float32, generator)
+    grad = torch.randn(40, hidden, generator=generator)
+    expected = with_gradients(lambda *t: operator(*t, plan), tables, grad)
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert torch.empty(9).isnan().all()
+        found = with_gradients(lambda *t: operator(*t, plan), tables, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
