@@ -1,4 +1,4 @@
-"""Plans for ``visual_pack`` in tests: random ones, and the transpose by plain counting."""
+"""Plans for ``visual_pack`` in tests, and the operator as a slow loop."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ TAPS = 4
 
 def plan_of(taps: torch.Tensor, weights: torch.Tensor, table_rows: int) -> PackPlan:
     """Taps and weights [R, 4] with their transpose: uses by table row, packed row, tap."""
-    uses: list[list[tuple[int, float]]] = [[] for _ in range(table_rows)]
-    for row, (row_taps, row_weights) in enumerate(
-        zip(taps.tolist(), weights.tolist(), strict=True)
-    ):
-        for tap, weight in zip(row_taps, row_weights, strict=True):
-            if weight != 0.0:
-                uses[tap].append((row, weight))
-    flat = [use for of_row in uses for use in of_row]
-    return PackPlan(
-        taps,
-        weights,
-        torch.tensor([0, *(len(of_row) for of_row in uses)]).cumsum(0),
-        torch.tensor([row for row, _ in flat], dtype=torch.int64),
-        torch.tensor([weight for _, weight in flat], dtype=torch.float32),
-    )
+    used = weights.flatten().nonzero().squeeze(1)
+    table, order = taps.flatten()[used].sort(stable=True)
+    counts = torch.bincount(table, minlength=table_rows)
+    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    rows = used[order]
+    return PackPlan(taps, weights, offsets, rows // TAPS, weights.flatten()[rows])
 
 
 def random_plan(rows: int, counts: tuple[int, int, int], generator: torch.Generator) -> PackPlan:
