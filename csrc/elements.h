@@ -141,6 +141,15 @@ HOST_DEVICE Vector<T, N> load(const T* from) {
   return result;
 }
 
+// N of a thread's own elements.
+template <typename T, int N>
+HOST_DEVICE Vector<T, N> load_own(const T* from) {
+  Vector<T, N> result;
+  UNROLL_LOOP
+  for (int i = 0; i < N; ++i) result.values[i] = from[i];
+  return result;
+}
+
 template <typename T, int N>
 HOST_DEVICE void store(T* to, const Vector<T, N>& vector) {
 #ifdef __CUDA_ARCH__

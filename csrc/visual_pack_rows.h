@@ -177,8 +177,11 @@ HOST_DEVICE void sum_entries(const PackBackward& args, const Entries<T>& entries
       for (int i = 0; i < N; ++i) sums[i] += weight * widen(read.values[i]);
     }
     if (entries.out == nullptr) {
+      constexpr int kPiece = N * sizeof(Sum<T>) < 16 ? N : 16 / sizeof(Sum<T>);
       UNROLL_LOOP
-      for (int i = 0; i < N; ++i) entries.part[v * N + i] = sums[i];
+      for (int i = 0; i < N; i += kPiece) {
+        store(entries.part + v * N + i, load_own<Sum<T>, kPiece>(sums + i));
+      }
     } else {
       Vector<T, N> result;
       UNROLL_LOOP
