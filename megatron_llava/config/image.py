@@ -14,7 +14,7 @@ MERGE_TYPES = (
 )
 UNPAD_ROUNDINGS = ("llava", "hf")
 RESIZE_MODES = ("shortest_edge_crop", "squash")
-_ANYRES_MAX = re.compile(r"anyres_max_([1-9][0-9]*)")
+_ANYRES_NUMBER = re.compile(r"anyres_(max|thresholded)_([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,12 @@ class ImageSettings:
     """p, side of one vision patch in pixels; a view has (S // p)^2 tokens."""
 
     image_aspect_ratio: str
-    """'square' | 'pad' | 'anyres' | 'anyres_max_N' | 'nobase'.
+    """'square' | 'pad' | 'anyres' | 'anyres_max_N' | 'anyres_thresholded_N' | 'nobase'.
 
     'square' and 'pad' give one view. 'anyres' gives a base view and a grid of tiles. 'anyres_max_N'
-    also shrinks an unpadded canvas of more than about N views. 'nobase' is 'anyres' without the
-    base view, neither encoded nor merged.
+    also shrinks an unpadded canvas of more than about N views. 'anyres_thresholded_N' shrinks every
+    view, the base view too, where together they have more tokens than N + 1 views. 'nobase' is
+    'anyres' without the base view, neither encoded nor merged.
     """
 
     grid_pinpoints: tuple[tuple[int, int], ...]
@@ -59,20 +60,23 @@ class ImageSettings:
     image_std: tuple[float, float, float]
     """Standard deviation of the red, green and blue channel, in units of the [0, 1] range."""
 
+    image_separator: bool = False
+    """Whether a learned row stands before each image of a sample but the first."""
+
+    image_start_end: bool = False
+    """Whether learned rows stand before and behind the tokens of each image."""
+
     def __post_init__(self) -> None:
-        if not 0 < self.patch_size <= self.tile_size:
-            raise ValueError(
-                f"tile_size {self.tile_size} and patch_size {self.patch_size}: "
-                "expected 0 < patch_size <= tile_size"
-            )
+        check_patch_size(self.tile_size, self.patch_size)
         if not self._is_known_aspect_ratio():
             raise ValueError(
                 f"--image-aspect-ratio {self.image_aspect_ratio}: expected square, pad, anyres, "
-                "anyres_max_N (N a positive integer without leading zeros) or nobase"
+                "anyres_max_N, anyres_thresholded_N (N a positive integer without leading zeros) "
+                "or nobase"
             )
-        _check_choice("--mm-patch-merge-type", self.mm_patch_merge_type, MERGE_TYPES)
-        _check_choice("--unpad-round", self.unpad_round, UNPAD_ROUNDINGS)
-        _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        check_merge_type(self.mm_patch_merge_type)
+        check_choice("--unpad-round", self.unpad_round, UNPAD_ROUNDINGS)
+        check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
         self._check_pinpoints()
         _check_channels("image_mean", self.image_mean, minimum=0.0)
         _check_channels("image_std", self.image_std, minimum=math.ulp(0.0))
@@ -100,12 +104,30 @@ class ImageSettings:
     @property
     def max_merged_views(self) -> int | None:
         """N of anyres_max_N, None for other modes."""
-        match = _ANYRES_MAX.fullmatch(self.image_aspect_ratio)
-        return int(match.group(1)) if match else None
+        return self._number_of("max")
+
+    @property
+    def token_threshold(self) -> int | None:
+        """(N + 1) * T of anyres_thresholded_N, None for other modes."""
+        number = self._number_of("thresholded")
+        return None if number is None else (number + 1) * self.tokens_per_view
+
+    @property
+    def num_special_rows(self) -> int:
+        """Learned rows that tokens may name: image_newline, separator, start, end, up to the last
+        one in use."""
+        if self.image_start_end:
+            return 4
+        return 2 if self.image_separator else 1
+
+    def _number_of(self, mode: str) -> int | None:
+        match = _ANYRES_NUMBER.fullmatch(self.image_aspect_ratio)
+        return int(match.group(2)) if match and match.group(1) == mode else None
 
     def _is_known_aspect_ratio(self) -> bool:
         plain = ("square", "pad", "anyres", "nobase")
-        return self.image_aspect_ratio in plain or self.max_merged_views is not None
+        known = self.image_aspect_ratio in plain
+        return known or _ANYRES_NUMBER.fullmatch(self.image_aspect_ratio) is not None
 
     def _check_pinpoints(self) -> None:
         if self.uses_grid and not self.grid_pinpoints:
@@ -126,7 +148,27 @@ class ImageSettings:
                 )
 
 
-def _check_choice(flag: str, value: str, known: tuple[str, ...]) -> None:
+def check_patch_size(tile_size: int, patch_size: int) -> None:
+    """Refuse a view without a whole patch."""
+    if not 0 < patch_size <= tile_size:
+        raise ValueError(
+            f"tile_size {tile_size} and patch_size {patch_size}: "
+            "expected 0 < patch_size <= tile_size"
+        )
+
+
+def check_merge_type(merge_type: str) -> None:
+    """Refuse what is not in MERGE_TYPES."""
+    if "maxpool" in merge_type:
+        raise ValueError(
+            f"--mm-patch-merge-type {merge_type}: takes the largest of 4 features, which is no "
+            f"weighted sum of them: expected one of {', '.join(MERGE_TYPES)}"
+        )
+    check_choice("--mm-patch-merge-type", merge_type, MERGE_TYPES)
+
+
+def check_choice(flag: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the known ones."""
     if value not in known:
         raise ValueError(f"{flag} {value}: expected one of {', '.join(known)}")
 

@@ -157,7 +157,7 @@ class ImageConfig:
 
     image_aspect_ratio: str | None = flag(
         None,
-        "square, pad, anyres, anyres_max_N or nobase",
+        "square, pad, anyres, anyres_max_N, anyres_thresholded_N or nobase",
         from_checkpoint="overridable",
     )
     image_grid_pinpoints: str | None = flag(

@@ -26,7 +26,7 @@ def describe_sample(store: Store, index: int, tokenizer: Tokenizer, settings: Im
     lines, positions = [sample.source], int(store.text_lengths[index])
     for number, size in enumerate(sample.image_sizes):
         views = number_of_views(size, settings, single_view=single_view)
-        tokens = number_of_tokens(size, settings, single_view=single_view)
+        tokens = number_of_tokens(size, settings, single_view=single_view, after_image=number > 0)
         positions += tokens
         lines.append(
             f"image {number}: {size[0]}x{size[1]} pixels, {views} views, {tokens} visual tokens"

@@ -28,6 +28,10 @@ def test_derived_numbers() -> None:
     assert (settings.patches_per_side, settings.tokens_per_view) == (24, 576)
     assert settings.uses_grid and settings.has_base_view and settings.max_merged_views is None
     assert make(image_aspect_ratio="anyres_max_9").max_merged_views == 9
+    assert make(image_aspect_ratio="anyres_max_9").token_threshold is None
+    thresholded = make(image_aspect_ratio="anyres_thresholded_4")
+    assert (thresholded.token_threshold, thresholded.max_merged_views) == (5 * 576, None)
+    assert thresholded.uses_grid and thresholded.has_base_view
     assert not make(image_aspect_ratio="nobase").has_base_view
     assert not make(image_aspect_ratio="pad", grid_pinpoints=()).uses_grid
     # The patches need not fill the tile: SigLIP at 384 sees 27 * 14 = 378 pixels.
@@ -43,8 +47,10 @@ def test_equal_settings_hash_alike() -> None:
     [
         ({"image_aspect_ratio": "anyres_max_"}, "--image-aspect-ratio anyres_max_:"),
         ({"image_aspect_ratio": "anyres_max_0"}, "--image-aspect-ratio anyres_max_0:"),
+        ({"image_aspect_ratio": "anyres_thresholded_0"}, "anyres_thresholded_0:"),
         ({"image_aspect_ratio": "highres"}, "--image-aspect-ratio highres:"),
         ({"mm_patch_merge_type": "spatial_nobas"}, "--mm-patch-merge-type spatial_nobas:"),
+        ({"mm_patch_merge_type": "spatial_maxpool2x2"}, "maxpool2x2: takes the largest of 4"),
         ({"unpad_round": "floor"}, "--unpad-round floor:"),
         ({"resize_mode": "stretch"}, "resize_mode stretch:"),
         ({"grid_pinpoints": ()}, "set --image-grid-pinpoints"),

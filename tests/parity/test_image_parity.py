@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.video import VideoSettings
 from megatron_llava.vision.anyres import parse_grid_pinpoints
+from megatron_llava.vision.merge_shape import NEWLINE
 from megatron_llava.vision.tiles import image_views, normalize_tiles
-from megatron_llava.vision.token_layout import NEWLINE, image_layout, number_of_tokens
+from megatron_llava.vision.token_layout import image_layout, number_of_tokens, video_layout
 
 Size = tuple[int, int]
 
@@ -187,6 +189,29 @@ def test_merged_features(settings: ImageSettings) -> None:
             shrunk += 1
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (shrunk > 0) == (settings.max_merged_views is not None)
+
+
+@pytest.mark.parametrize(("side", "frames"), [(384, 1), (384, 5), (336, 3)])
+def test_merged_frames_of_a_video(side: int, frames: int) -> None:
+    video = VideoSettings(
+        tile_size=side,
+        patch_size=14,
+        mm_patch_merge_type="spatial_unpad",
+        mm_newline_position="one_token",
+    )
+    generator = torch.manual_seed(frames)
+    features = torch.randn(frames, video.tokens_per_view, 4, generator=generator)
+    newline = torch.randn(4, generator=generator)
+    pool = hf("llava_onevision", "modeling", "LlavaOnevisionModel").apply_pooling
+    # What get_video_features does between projector and return, which needs a tower to call.
+    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=side, patch_size=14))
+    pooled = pool(SimpleNamespace(config=config), features)
+    theirs = torch.cat([pooled.flatten(0, 1), newline[None]])
+    layout = video_layout(frames, video)
+    rows = torch.cat([features.flatten(0, 1), newline[None]])
+    ours = (rows[torch.tensor(layout.taps)] * torch.tensor(layout.weights)[:, :, None]).sum(1)
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def their_count(settings: ImageSettings, size: Size) -> int:

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from megatron_llava.config.image import MERGE_TYPES, ImageSettings
 from megatron_llava.vision.anyres import parse_grid_pinpoints, select_best_resolution
+from megatron_llava.vision.merge_shape import NEWLINE, unpad_crop
 from megatron_llava.vision.token_layout import (
-    NEWLINE,
     image_layout,
     number_of_tokens,
     number_of_views,
-    unpad_crop,
 )
 
 FIVE = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
