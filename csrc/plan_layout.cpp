@@ -1,0 +1,274 @@
+#include "plan_layout.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <vector>
+
+namespace megatron_llava::plan {
+namespace {
+
+constexpr double kShrinkAbove = 1.1;
+
+// int(value), or int(round(value, 7)) of Python for value >= 0.
+//
+// Python rounds the exact value to 7 decimals, so it reaches the next integer from half a step of
+// the 7th decimal below it. No double lies exactly there, and the difference is exact where it is
+// that small.
+int64_t truncate(double value, bool to_7_digits) {
+  const double whole = std::floor(value);
+  const bool up = to_7_digits && (whole + 1.0) - value < 0.5e-7;
+  return static_cast<int64_t>(whole) + up;
+}
+
+// Python's a // b of two positive floats.
+int64_t floor_divide(double a, double b) {
+  const double quotient = (a - std::fmod(a, b)) / b;
+  const double floored = std::floor(quotient);
+  return static_cast<int64_t>(quotient - floored > 0.5 ? floored + 1.0 : floored);
+}
+
+int64_t integer_sqrt(int64_t value) {
+  auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(value)));
+  while (root * root > value) --root;
+  while ((root + 1) * (root + 1) <= value) ++root;
+  return root;
+}
+
+// The canvas that keeps the most pixels and, among equals, wastes the fewest: the first of the
+// list wins a full tie. Returns {width, height} in pixels.
+const int64_t* select_pinpoint(int64_t image_width, int64_t image_height,
+                               const ImageSettings& settings) {
+  const int64_t* best = settings.pinpoints;
+  int64_t best_kept = -1, best_waste = 0;
+  for (int64_t i = 0; i < settings.num_pinpoints; ++i) {
+    const int64_t* pinpoint = settings.pinpoints + 2 * i;
+    const double scale =
+        std::min(static_cast<double>(pinpoint[0]) / static_cast<double>(image_width),
+                 static_cast<double>(pinpoint[1]) / static_cast<double>(image_height));
+    const auto width = static_cast<int64_t>(static_cast<double>(image_width) * scale);
+    const auto height = static_cast<int64_t>(static_cast<double>(image_height) * scale);
+    const int64_t kept = std::min(width * height, image_width * image_height);
+    const int64_t waste = pinpoint[0] * pinpoint[1] - kept;
+    if (kept > best_kept || (kept == best_kept && waste < best_waste)) {
+      best = pinpoint, best_kept = kept, best_waste = waste;
+    }
+  }
+  return best;
+}
+
+Canvas stacked(int64_t first_view, int64_t views, int64_t side) {
+  return {first_view, 1, side, {0, views * side, views * side}, {0, side, side}, 0};
+}
+
+// What is left of one side of a canvas of `length` positions after `covered` of it are kept in the
+// middle; an odd remainder stays.
+Side unpadded(int64_t length, int64_t covered) {
+  const int64_t start = (length - covered) / 2;
+  return {start, length - 2 * start, length - 2 * start};
+}
+
+// Crops the canvas to the part that the image covers.
+void unpad(int64_t image_width, int64_t image_height, bool to_7_digits, Canvas* canvas) {
+  const auto width = static_cast<double>(canvas->horizontal.kept);
+  const auto height = static_cast<double>(canvas->vertical.kept);
+  const auto w = static_cast<double>(image_width), h = static_cast<double>(image_height);
+  if (w / h > width / height) {
+    canvas->vertical = unpadded(canvas->vertical.kept, truncate(h * (width / w), to_7_digits));
+  } else {
+    canvas->horizontal = unpadded(canvas->horizontal.kept, truncate(w * (height / h), to_7_digits));
+  }
+}
+
+// anyres_max_N: divides both sides by t = sqrt(h * w / (N * T)) where t > 1.1.
+void shrink(const ImageSettings& settings, Canvas* canvas) {
+  if (settings.max_merged_views == 0) return;
+  const int64_t u = settings.patches_per_side;
+  const auto budget = static_cast<double>(settings.max_merged_views * u * u);
+  const int64_t height = canvas->vertical.kept, width = canvas->horizontal.kept;
+  const double ratio = std::sqrt(static_cast<double>(height * width) / budget);
+  if (ratio <= kShrinkAbove) return;
+  canvas->vertical.size = floor_divide(static_cast<double>(height), ratio);
+  canvas->horizontal.size = floor_divide(static_cast<double>(width), ratio);
+}
+
+// Positions per side of each merged view; 0 where the threshold leaves none.
+int64_t side_of_view(const ImageSettings& settings, int64_t merged_views) {
+  const int64_t u = settings.patches_per_side, threshold = settings.token_threshold;
+  if (threshold == 0 || merged_views * u * u <= threshold) return u;
+  return integer_sqrt(threshold / merged_views);
+}
+
+bool add_grid(const Visual& visual, const ImageSettings& settings, Merge* merge) {
+  const int64_t* pinpoint = select_pinpoint(visual.width, visual.height, settings);
+  const int64_t columns = pinpoint[0] / settings.tile_size;
+  const int64_t rows = pinpoint[1] / settings.tile_size;
+  const int64_t first_tile = settings.has_base_view ? 1 : 0;
+  const int64_t first_merged = settings.merges_base ? 0 : first_tile;
+  merge->num_views = first_tile + columns * rows;
+  const int64_t merged_views = merge->num_views - first_merged;
+  const int64_t side = side_of_view(settings, merged_views);
+  if (side == 0) return false;
+  if (settings.family == kFlat) {
+    merge->canvases[merge->num_canvases++] = stacked(first_merged, merged_views, side);
+    return true;
+  }
+  const bool has_base = first_merged < first_tile;
+  if (has_base) merge->canvases[merge->num_canvases++] = stacked(0, 1, side);
+  Canvas canvas = {first_tile, columns, side,
+                   {0, rows * side, rows * side}, {0, columns * side, columns * side}, 0};
+  if (settings.family == kUnpad) {
+    canvas.newline_every = 1;
+    unpad(visual.width, visual.height, settings.rounds_to_7_digits != 0, &canvas);
+    shrink(settings, &canvas);
+  }
+  merge->canvases[merge->num_canvases++] = canvas;
+  const bool is_empty = canvas.vertical.size * canvas.horizontal.size == 0;
+  const bool was_empty = canvas.vertical.kept * canvas.horizontal.kept == 0;
+  return !is_empty || (has_base && was_empty);
+}
+
+bool merge_image(const Visual& visual, const ImageSettings& settings, Merge* merge) {
+  if (visual.width < 1 || visual.height < 1) return false;
+  if (visual.after_image && settings.image_separator) {
+    merge->before[merge->num_before++] = kSeparator;
+  }
+  if (settings.image_start_end) merge->before[merge->num_before++] = kImageStart;
+  if (visual.single_view || !settings.uses_grid) {
+    merge->num_views = 1;
+    merge->canvases[merge->num_canvases++] = stacked(0, 1, settings.patches_per_side);
+    if (settings.family == kUnpad) merge->after[merge->num_after++] = kNewline;
+  } else if (!add_grid(visual, settings, merge)) {
+    return false;
+  }
+  if (settings.image_start_end) merge->after[merge->num_after++] = kImageEnd;
+  return true;
+}
+
+bool merge_video(const Visual& visual, const VideoSettings& settings, Merge* merge) {
+  if (visual.width < 1) return false;
+  merge->num_views = visual.width;
+  merge->pools_by_average = settings.pools_by_average != 0;
+  Canvas frames = stacked(0, visual.width, settings.pooled_side);
+  if (settings.newline_position == kGrid) frames.newline_every = 1;
+  if (settings.newline_position == kFrame) frames.newline_every = settings.pooled_side;
+  if (settings.image_start_end) merge->before[merge->num_before++] = kImageStart;
+  merge->canvases[merge->num_canvases++] = frames;
+  if (settings.newline_position == kOneToken) merge->after[merge->num_after++] = kNewline;
+  if (settings.image_start_end) merge->after[merge->num_after++] = kImageEnd;
+  return true;
+}
+
+// Two sources of a position along one side: where they are, and their weights.
+struct Pair {
+  int64_t at[2];
+  float weight[2];
+};
+
+// Position i of a bilinear resize, as torch.nn.functional.interpolate computes it on float32 with
+// align_corners=False. Doubles hold the product and the difference exactly.
+Pair bilinear(int64_t size, int64_t new_size, int64_t i) {
+  const double scale = static_cast<float>(size) / static_cast<float>(std::max<int64_t>(new_size, 1));
+  const double exact = (static_cast<double>(i) + 0.5) * scale - 0.5;
+  const auto position = static_cast<float>(std::max(exact, 0.0));
+  const auto low = static_cast<int64_t>(position);
+  const float high_weight = position - static_cast<float>(low);
+  return {{low, std::min(low + 1, size - 1)}, {1.0F - high_weight, high_weight}};
+}
+
+// The pairs of one side of a canvas, `at` being view * view_step + patch * patch_step.
+std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patches, bool by_average,
+                             int64_t view_step, int64_t patch_step) {
+  std::vector<Pair> pairs(static_cast<std::size_t>(side.size));
+  for (int64_t i = 0; i < side.size; ++i) {
+    Pair& pair = pairs[static_cast<std::size_t>(i)];
+    if (view_side == patches) {
+      pair = bilinear(side.kept, side.size, i);
+      for (int64_t& at : pair.at) {
+        const int64_t position = at + side.start;
+        at = position / patches * view_step + position % patches * patch_step;
+      }
+      continue;
+    }
+    // Views are resized one by one, or their canvas is, but never both.
+    const int64_t view = (i + side.start) / view_side, inside = (i + side.start) % view_side;
+    pair = by_average ? Pair{{2 * inside, 2 * inside + 1}, {0.5F, 0.5F}}
+                      : bilinear(patches, view_side, inside);
+    for (int64_t& at : pair.at) at = view * view_step + at * patch_step;
+  }
+  return pairs;
+}
+
+struct Output {
+  int64_t* taps;
+  float* weights;
+  void copy(int64_t row, int64_t tap) {
+    int64_t* const row_taps = taps + row * kMaxTaps;
+    float* const row_weights = weights + row * kMaxTaps;
+    row_taps[0] = tap, row_taps[1] = row_taps[2] = row_taps[3] = 0;
+    row_weights[0] = 1.0F, row_weights[1] = row_weights[2] = row_weights[3] = 0.0F;
+  }
+};
+
+bool is_copy(const std::vector<Pair>& pairs) {
+  return std::all_of(pairs.begin(), pairs.end(), [](const Pair& p) { return p.weight[1] == 0.0F; });
+}
+
+// Writes the rows of a canvas from `at` on; returns the row behind them.
+int64_t write_canvas(const Canvas& canvas, int64_t patches, bool by_average, int64_t first_feature,
+                     int64_t newline, int64_t at, Output out) {
+  const int64_t tokens = patches * patches;
+  const auto rows = side_pairs(canvas.vertical, canvas.side, patches, by_average,
+                               canvas.columns * tokens, patches);
+  const auto columns = side_pairs(canvas.horizontal, canvas.side, patches, by_average, tokens, 1);
+  const bool copies = is_copy(rows) && is_copy(columns);
+  const int64_t first = first_feature + canvas.first_view * tokens;
+  int64_t until_newline = canvas.newline_every;
+  for (const Pair& row : rows) {
+    const int64_t upper = first + row.at[0], lower = first + row.at[1];
+    for (const Pair& column : columns) {
+      if (copies) {
+        out.copy(at++, upper + column.at[0]);
+        continue;
+      }
+      int64_t* const taps = out.taps + at * kMaxTaps;
+      float* const weights = out.weights + at * kMaxTaps;
+      for (int k = 0; k < kMaxTaps; ++k) {
+        const float weight = row.weight[k / 2] * column.weight[k % 2];
+        weights[k] = weight;
+        taps[k] = weight == 0.0F ? 0 : (k < 2 ? upper : lower) + column.at[k % 2];
+      }
+      ++at;
+    }
+    if (--until_newline == 0) {
+      out.copy(at++, newline);
+      until_newline = canvas.newline_every;
+    }
+  }
+  return at;
+}
+
+}  // namespace
+
+bool merge_visual(const Visual& visual, const ImageSettings& image, const VideoSettings* video,
+                  Merge* merge) {
+  *merge = Merge();
+  if (visual.kind == kVideo) return video != nullptr && merge_video(visual, *video, merge);
+  return merge_image(visual, image, merge);
+}
+
+void write_rows(const Merge& merge, int64_t patches_per_side, int64_t first_feature,
+                int64_t first_special, int64_t* taps, float* weights) {
+  Output out = {taps, weights};
+  // Special row s is tap -1 - s.
+  const int64_t special = first_special - 1;
+  int64_t row = 0;
+  for (int i = 0; i < merge.num_before; ++i) out.copy(row++, special - merge.before[i]);
+  for (int i = 0; i < merge.num_canvases; ++i) {
+    row = write_canvas(merge.canvases[i], patches_per_side, merge.pools_by_average, first_feature,
+                       special - kNewline, row, out);
+  }
+  for (int i = 0; i < merge.num_after; ++i) out.copy(row++, special - merge.after[i]);
+}
+
+}  // namespace megatron_llava::plan
