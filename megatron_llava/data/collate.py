@@ -2,11 +2,11 @@
 
 A sequence is the samples of a pack one behind the other, every image placeholder replaced by its
 visual tokens, then padding. What stands at each position is written as a sparse row operator over
-the virtual table [features F | specials 1 | text N]: F = max(V, 1) * T projected features in view
-order, the image_newline row, and the embeddings of the pack's text tokens.
+the virtual table [features F | specials S | text N]: F = max(V, 1) * T projected features in view
+order, the special rows (image_newline first), and the embeddings of the pack's text tokens.
 
 Sizes in shapes: R positions with padding, N text tokens, V views, T tokens per view, S pixels per
-side of a view, L positions with a loss, n sequences in cu_seqlens.
+side of a view, L positions with a loss, n sequences in cu_seqlens, i images.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,18 @@ from numpy.typing import NDArray
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.packed_batch import PackedBatch
+from megatron_llava.data.row_plan import (
+    NoLayoutError,
+    RowPlanner,
+    Visuals,
+    num_special_rows,
+    visuals_of_images,
+)
+from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.share import dealt_views
 from megatron_llava.data.store import Sample
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import image_views, open_image
-from megatron_llava.vision.token_layout import MAX_TAPS, NEWLINE, ImageLayout, image_layout
 
 
 def padded_rows(num_rows: int, pad_multiple: int = 1, pad_to: int | None = None) -> int:
@@ -49,6 +56,7 @@ def collate(
     sequence_multiple: int = 1,
     with_pixels: bool = True,
     view_share: tuple[int, int] = (0, 1),
+    planner: RowPlanner | None = None,
 ) -> PackedBatch:
     """Lay out a pack, and cut its images into views.
 
@@ -59,14 +67,17 @@ def collate(
         sequence_multiple: each sample is lengthened to a multiple of this by rows without taps.
         with_pixels: off, nothing is decoded and `tiles` is None.
         view_share: (rank, size): decode only the views dealt to this rank of a group.
+        planner: what builds the row operator; by default the compiled one where it is installed.
 
     Raises:
         ValueError: one line naming the sample, for an image that cannot be used.
     """
     text = _Text(samples)
-    layouts = [layout for sample in samples for layout in _layouts(sample, settings)]
+    planner = planner or row_planner()
+    visuals = visuals_of_images([sample.image_sizes for sample in samples])
+    image_tokens, views = _count(samples, visuals, settings, planner)
     rows_of_token = np.ones(len(text.tokens), dtype=np.int64)
-    rows_of_token[text.is_image] = [len(layout.taps) for layout in layouts]
+    rows_of_token[text.is_image] = image_tokens
     num_rows = int(rows_of_token.sum())
     row_starts, sample_ends = _places(text, rows_of_token, sequence_multiple)
     end = int(sample_ends[-1]) if samples else 0
@@ -80,17 +91,21 @@ def collate(
     loss_rows = row_starts - 1
     # The first position of a sample has none before it; a supervised token there is no label.
     has_loss = text.supervised & (row_starts > sequence_starts[row_starts])
-    num_views = sum(layout.num_views for layout in layouts)
-    taps, weights = _row_operator(
-        layouts,
-        image_rows=row_starts[text.is_image],
+    num_views = int(views.sum())
+    num_features = max(num_views, 1) * settings.tokens_per_view
+    taps, weights = planner.rows(
+        visuals,
+        settings,
+        visual_rows=row_starts[text.is_image],
         text_rows=row_starts[~text.is_image],
-        num_features=max(num_views, 1) * settings.tokens_per_view,
-        tokens_per_view=settings.tokens_per_view,
+        num_features=num_features,
         total_rows=total_rows,
     )
+    token_ids = text.tokens[~text.is_image]
+    table_rows = num_features + num_special_rows(settings, None) + len(token_ids)
+    uses = planner.transpose(taps, weights, table_rows)
     return PackedBatch(
-        token_ids=text.tokens[~text.is_image],
+        token_ids=token_ids,
         position_ids=np.arange(total_rows) - sequence_starts,
         cu_seqlens=cu_seqlens,
         max_seqlen=int(lengths.max()),
@@ -100,11 +115,14 @@ def collate(
         sample_loss_tokens=np.bincount(text.samples[has_loss], minlength=len(samples)),
         taps=taps,
         weights=weights,
-        tiles=_tiles(samples, layouts, settings, dealt_views(num_views, *view_share))
+        csr_offsets=uses.offsets,
+        csr_rows=uses.rows,
+        csr_weights=uses.weights,
+        tiles=_tiles(samples, views, settings, dealt_views(num_views, *view_share))
         if with_pixels
         else None,
         num_samples=len(samples),
-        num_images=len(layouts),
+        num_images=len(visuals),
         num_views=num_views,
         num_rows=num_rows,
     )
@@ -138,57 +156,38 @@ def _places(
     return ends - rows_of_token + before[text.samples], sample_ends
 
 
-def _layouts(sample: Sample, settings: ImageSettings) -> list[ImageLayout]:
-    placeholders = int(np.count_nonzero(sample.token_ids == IMAGE_TOKEN_INDEX))
-    assert placeholders == len(sample.image_sizes), sample.source
-    single_view = len(sample.image_sizes) > 1
+def _count(
+    samples: Sequence[Sample], visuals: Visuals, settings: ImageSettings, planner: RowPlanner
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens [i] and views [i] of the images of all samples."""
+    for sample in samples:
+        placeholders = int(np.count_nonzero(sample.token_ids == IMAGE_TOKEN_INDEX))
+        assert placeholders == len(sample.image_sizes), sample.source
     try:
-        return [image_layout(s, settings, single_view=single_view) for s in sample.image_sizes]
-    except ValueError as error:
-        raise ValueError(f"{sample.source}: {error}") from error
-
-
-def _row_operator(
-    layouts: list[ImageLayout],
-    *,
-    image_rows: NDArray[np.int64],
-    text_rows: NDArray[np.int64],
-    num_features: int,
-    tokens_per_view: int,
-    total_rows: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Taps and weights, both [R, 4]; image_rows and text_rows are the first row of each."""
-    taps = np.zeros((total_rows, MAX_TAPS), dtype=np.int64)
-    weights = np.zeros((total_rows, MAX_TAPS), dtype=np.float32)
-    taps[text_rows, 0] = num_features + 1 + np.arange(len(text_rows))
-    weights[text_rows, 0] = 1.0
-    first_feature = 0
-    for row, layout in zip(image_rows.tolist(), layouts, strict=True):
-        rows = slice(row, row + len(layout.taps))
-        features = np.where(layout.weights == 0.0, 0, layout.taps + first_feature)
-        taps[rows] = np.where(layout.taps == NEWLINE, num_features, features)
-        weights[rows] = layout.weights
-        first_feature += layout.num_views * tokens_per_view
-    return taps, weights
+        return planner.count(visuals, settings)
+    except NoLayoutError as error:
+        ends = np.cumsum([len(sample.image_sizes) for sample in samples])
+        source = samples[int(np.searchsorted(ends, error.visual, side="right"))].source
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _tiles(
-    samples: Sequence[Sample], layouts: list[ImageLayout], settings: ImageSettings, share: range
+    samples: Sequence[Sample], views: NDArray[np.int64], settings: ImageSettings, share: range
 ) -> NDArray[np.uint8]:
     """[max(len(share), 1), 3, S, S]: the tower always has something to do, on every rank."""
     side = settings.tile_size
     tiles = np.zeros((max(len(share), 1), 3, side, side), dtype=np.uint8)
-    first, layout = 0, iter(layouts)
+    first, num_views = 0, iter(views.tolist())
     for sample in samples:
         assert sample.images is not None and len(sample.images) == len(sample.image_sizes)
         for number, data in enumerate(sample.images):
-            end = first + next(layout).num_views
+            end = first + next(num_views)
             wanted = range(max(first, share.start), min(end, share.stop))
             if wanted:
-                views = _views(data, sample, number, settings)
-                assert len(views) == end - first
+                decoded = _views(data, sample, number, settings)
+                assert len(decoded) == end - first
                 place = wanted.start - share.start
-                tiles[place : place + len(wanted)] = views[wanted.start - first :][: len(wanted)]
+                tiles[place : place + len(wanted)] = decoded[wanted.start - first :][: len(wanted)]
             first = end
     return tiles
 

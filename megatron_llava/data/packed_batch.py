@@ -1,7 +1,8 @@
 """One microbatch: a pack of samples, or the share of it that a rank has.
 
 Sizes in shapes: R positions with padding, N text tokens, V views, T tokens per view, S pixels per
-side of a view, L positions with a loss, n sequences in cu_seqlens, g ranks that share the views.
+side of a view, L positions with a loss, n sequences in cu_seqlens, g ranks that share the views, M
+rows of the virtual table, U uses of them (weights that are not 0).
 """
 
 from __future__ import annotations
@@ -72,6 +73,15 @@ class PackedBatch:
     weights: NDArray[np.float32]
     """[R, 4], 0 for unused taps and in the padding."""
 
+    csr_offsets: NDArray[np.int64]
+    """[M + 1], the uses of row t of the virtual table are csr_offsets[t] to csr_offsets[t + 1]."""
+
+    csr_rows: NDArray[np.int64]
+    """[U], position of each use; ordered by table row, position, tap."""
+
+    csr_weights: NDArray[np.float32]
+    """[U], weight of each use."""
+
     tiles: NDArray[np.uint8] | None
     """[v, 3, S, S], v views of this rank's share, a zero view where that is empty; None without
     pixels. The share of a rank alone are all V views."""
@@ -90,6 +100,11 @@ class PackedBatch:
 
     exchange: FeatureExchange | None = None
     """How ranks that share the views give each other features; None where none do."""
+
+    @property
+    def num_table_rows(self) -> int:
+        """M, rows of the virtual table: features, special rows, text tokens."""
+        return len(self.csr_offsets) - 1
 
     def to_torch(self, device: torch.device | str = "cpu") -> TensorBatch:
         """The same batch as tensors on a device, without a copy where that is possible."""
@@ -113,6 +128,9 @@ class TensorBatch:
     loss_labels: torch.Tensor
     taps: torch.Tensor
     weights: torch.Tensor
+    csr_offsets: torch.Tensor
+    csr_rows: torch.Tensor
+    csr_weights: torch.Tensor
     tiles: torch.Tensor | None
     loss_samples: torch.Tensor
     sample_loss_tokens: torch.Tensor

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.row_plan import IMAGE, NoLayoutError
+from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.store import Store
-from megatron_llava.vision.token_layout import number_of_tokens
 
 _SHORT = 8
 """A sample is short if a pack holds this many of its length."""
@@ -56,16 +57,17 @@ def sample_lengths(store: Store, settings: ImageSettings) -> np.ndarray:
     """
     per_sample = np.diff(store.image_offsets)
     sample_of_image = np.repeat(np.arange(len(store)), per_sample)
-    single_view = per_sample[sample_of_image] > 1
-    keys = np.column_stack([store.image_sizes.astype(np.int64), single_view])
-    unique, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    counts = np.zeros(len(unique), dtype=np.int64)
-    for row, (width, height, single) in enumerate(unique.tolist()):
-        try:
-            counts[row] = number_of_tokens((width, height), settings, single_view=bool(single))
-        except ValueError as error:
-            sample = sample_of_image[first[row]]
-            raise ValueError(f"store {store.prefix}: sample {sample}: {error}") from error
+    visuals = np.zeros((len(sample_of_image), 5), dtype=np.int64)
+    visuals[:, :2] = store.image_sizes
+    visuals[:, 2] = IMAGE
+    visuals[:, 3] = per_sample[sample_of_image] > 1
+    visuals[:, 4] = np.arange(len(visuals)) > store.image_offsets[sample_of_image]
+    unique, first, inverse = np.unique(visuals, axis=0, return_index=True, return_inverse=True)
+    try:
+        counts, _ = row_planner().count(unique, settings)
+    except NoLayoutError as error:
+        sample = sample_of_image[first[error.visual]]
+        raise ValueError(f"store {store.prefix}: sample {sample}: {error}") from error
     lengths = store.text_lengths.copy()
     np.add.at(lengths, sample_of_image, counts[inverse.reshape(-1)])
     return lengths

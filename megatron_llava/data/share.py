@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_llava.data.packed_batch import FeatureExchange, PackedBatch
+from megatron_llava.data.row_plan_library import row_planner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
     """This rank's share of a pack.
 
     Its table of rows for ``visual_pack`` holds only what its positions use: the features that it
-    receives, in the order of the views, then image_newline, then its own text tokens.
+    receives, in the order of the views, then the special rows, then its own text tokens.
 
     Args:
         batch: a whole pack, its views being this rank's already.
@@ -98,7 +99,13 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
     ]
     needed = [_features_used(batch.taps[r], batch.weights[r], num_features) for r in rows]
     mine = rows[share.context_rank]
-    taps, token_ids = _own_table(batch, mine, needed[share.context_rank], num_features)
+    num_specials = batch.num_table_rows - num_features - len(batch.token_ids)
+    taps, token_ids = _own_table(
+        batch, mine, needed[share.context_rank], num_features, num_specials
+    )
+    weights = batch.weights[mine]
+    table_rows = len(needed[share.context_rank]) + num_specials + len(token_ids)
+    uses = row_planner().transpose(taps, weights, table_rows)
     place = np.full(len(batch.position_ids), -1, dtype=np.int64)
     place[mine] = np.arange(len(mine))
     loss_rows = place[batch.loss_rows]
@@ -108,7 +115,10 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
         token_ids=token_ids,
         position_ids=batch.position_ids[mine],
         taps=taps,
-        weights=batch.weights[mine],
+        weights=weights,
+        csr_offsets=uses.offsets,
+        csr_rows=uses.rows,
+        csr_weights=uses.weights,
         loss_rows=loss_rows[here],
         loss_labels=batch.loss_labels[here],
         loss_samples=batch.loss_samples[here],
@@ -128,18 +138,23 @@ def _features_used(
 
 
 def _own_table(
-    batch: PackedBatch, rows: NDArray[np.int64], needed: NDArray[np.int64], num_features: int
+    batch: PackedBatch,
+    rows: NDArray[np.int64],
+    needed: NDArray[np.int64],
+    num_features: int,
+    num_specials: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Taps of the given rows into a table of the needed features and their own text tokens, and
-    those tokens (one that no row uses, where there are none)."""
+    """Taps of the given rows into a table of the needed features, the special rows and their own
+    text tokens, and those tokens (one that no row uses, where there are none)."""
     old, used = batch.taps[rows], batch.weights[rows] != 0
-    newline, text = used & (old == num_features), used & (old > num_features)
-    feature = used & (old < num_features)
+    first_text = num_features + num_specials
+    text, feature = used & (old >= first_text), used & (old < num_features)
+    special = used & (old >= num_features) & (old < first_text)
     taps = np.zeros_like(old)
     taps[feature] = np.searchsorted(needed, old[feature])
-    taps[newline] = len(needed)
-    taps[text] = len(needed) + 1 + np.arange(np.count_nonzero(text))
-    token_ids = batch.token_ids[old[text] - num_features - 1]
+    taps[special] = len(needed) + old[special] - num_features
+    taps[text] = len(needed) + num_specials + np.arange(np.count_nonzero(text))
+    token_ids = batch.token_ids[old[text] - first_text]
     return taps, token_ids if len(token_ids) else np.zeros(1, dtype=np.int64)
 
 

@@ -16,10 +16,11 @@ from megatron.core import tensor_parallel
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
+from megatron_llava.data.row_plan import visuals_of_images
+from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.store import Sample
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
-from megatron_llava.vision.token_layout import number_of_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +107,11 @@ def _packs(
 def _rows(prompt: Sample, settings: ImageSettings) -> int:
     """Positions of a prompt with its images expanded."""
     sizes = prompt.image_sizes
-    single_view = len(sizes) > 1
     try:
-        visual = sum(number_of_tokens(size, settings, single_view=single_view) for size in sizes)
+        tokens, _ = row_planner().count(visuals_of_images([sizes]), settings)
     except ValueError as error:
         raise ValueError(f"{prompt.source}: {error}") from None
-    return len(prompt.token_ids) - len(sizes) + visual
+    return len(prompt.token_ids) - len(sizes) + int(tokens.sum())
 
 
 def _generate_pack(

@@ -1,5 +1,6 @@
 """Small images, a tiny tokenizer, and stores made of them."""
 
+import ctypes
 import io
 import json
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from plan_library import compile_plan
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.preprocess import PreprocessSettings, preprocess
+from megatron_llava.data.row_plan_library import CompiledPlanner
 
 SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>"]
 
@@ -42,6 +45,14 @@ def record(number: int, sizes: list[tuple[int, int]], folder: Path, turns: int =
     elif names:
         made["image"] = names
     return made
+
+
+@pytest.fixture(scope="session")
+def compiled_planner(tmp_path_factory) -> CompiledPlanner:
+    """The C++ builder of this checkout, also where none is installed."""
+    library = tmp_path_factory.mktemp("plan") / "plan.so"
+    flags = ["-O2", "-ffp-contract=off", "-fPIC", "-shared"]
+    return CompiledPlanner(ctypes.CDLL(str(compile_plan(library, *flags))))
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from megatron_llava.data.collate import collate, padded_rows
 from megatron_llava.data.packed_batch import PackedBatch, TensorBatch
+from megatron_llava.data.row_plan import NumpyPlanner
 from megatron_llava.data.store import Sample
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import image_views, open_image
-from megatron_llava.vision.token_layout import NEWLINE, image_layout
+from megatron_llava.vision.token_layout import image_layout
 
 DTYPES = {
     "token_ids": np.int64,
@@ -21,6 +22,9 @@ DTYPES = {
     "loss_labels": np.int64,
     "taps": np.int64,
     "weights": np.float32,
+    "csr_offsets": np.int64,
+    "csr_rows": np.int64,
+    "csr_weights": np.float32,
     "tiles": np.uint8,
 }
 
@@ -29,11 +33,17 @@ def reference(samples, image_settings, total_rows=None):
     """The definition of a packed batch, written position by position."""
     tokens = image_settings.tokens_per_view
     layouts = [
-        [image_layout(s, image_settings, single_view=len(x.image_sizes) > 1) for s in x.image_sizes]
+        [
+            image_layout(
+                size, image_settings, single_view=len(x.image_sizes) > 1, after_image=number > 0
+            )
+            for number, size in enumerate(x.image_sizes)
+        ]
         for x in samples
     ]
     num_views = sum(layout.num_views for of_sample in layouts for layout in of_sample)
     newline = max(num_views, 1) * tokens
+    first_text = newline + image_settings.num_special_rows
     token_ids, rows, positions, starts, loss = [], [], [], [0], []
     first_view = 0
     for sample, of_sample in zip(samples, layouts, strict=True):
@@ -43,7 +53,7 @@ def reference(samples, image_settings, total_rows=None):
             if token != IMAGE_TOKEN_INDEX:
                 if label and position > 0:
                     loss.append((len(rows) - 1, token))
-                rows.append([(newline + 1 + len(token_ids), 1.0)])
+                rows.append([(first_text + len(token_ids), 1.0)])
                 token_ids.append(token)
                 positions.append(position)
                 position += 1
@@ -53,7 +63,7 @@ def reference(samples, image_settings, total_rows=None):
                 row = []
                 for tap, weight in zip(taps.tolist(), weights.tolist(), strict=True):
                     if weight:
-                        source = newline if tap == NEWLINE else first_view * tokens + tap
+                        source = newline - 1 - tap if tap < 0 else first_view * tokens + tap
                         row.append((source, weight))
                 rows.append(row)
                 positions.append(position)
@@ -65,6 +75,10 @@ def reference(samples, image_settings, total_rows=None):
         positions += range(total_rows - num_rows)
         rows += [[]] * (total_rows - num_rows)
         starts.append(total_rows)
+    uses = [[] for _ in range(first_text + len(token_ids))]
+    for number, row in enumerate(rows):
+        for source, weight in row:
+            uses[source].append((number, weight))
     return {
         "token_ids": token_ids,
         "position_ids": positions,
@@ -73,6 +87,7 @@ def reference(samples, image_settings, total_rows=None):
         "loss_rows": [row for row, _ in loss],
         "loss_labels": [label for _, label in loss],
         "rows": rows,
+        "uses": uses,
         "num_samples": len(samples),
         "num_images": sum(len(of_sample) for of_sample in layouts),
         "num_views": num_views,
@@ -89,9 +104,18 @@ def used_taps(batch):
     ]
 
 
+def used_rows(batch):
+    """uses[t] = [(row, weight), ...] of each row of the virtual table."""
+    bounds = batch.csr_offsets.tolist()
+    pairs = list(zip(batch.csr_rows.tolist(), batch.csr_weights.tolist(), strict=True))
+    assert bounds[0] == 0 and bounds[-1] == len(pairs)
+    return [pairs[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
+
+
 def assert_is(batch, expected):
+    lists = {"rows": used_taps, "uses": used_rows}
     for name, value in expected.items():
-        found = used_taps(batch) if name == "rows" else getattr(batch, name)
+        found = lists[name](batch) if name in lists else getattr(batch, name)
         found = found.tolist() if isinstance(found, np.ndarray) else found
         assert found == value, name
     for name, dtype in DTYPES.items():
@@ -128,21 +152,27 @@ def random_samples(draw):
     return samples
 
 
+@pytest.mark.parametrize("has_specials", [False, True])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples=random_samples(), multiple=st.integers(1, 7), spare=st.none() | st.integers(0, 3))
-def test_layout_equals_the_reference(image_settings, samples, multiple, spare):
+def test_layout_equals_the_reference(
+    image_settings, compiled_planner, has_specials, samples, multiple, spare
+):
+    specials = {"image_separator": has_specials, "image_start_end": has_specials}
+    image_settings = replace(image_settings, **specials)
     rows = reference(samples, image_settings, 1)["num_rows"]
     total = max(-(-rows // multiple), 1) * multiple
     pad_to = None
     if spare is not None:
         pad_to = total = total + spare * multiple
-    batch = collate(
-        samples, image_settings, pad_multiple=multiple, pad_to=pad_to, with_pixels=False
-    )
+    how = {"pad_multiple": multiple, "pad_to": pad_to, "with_pixels": False}
+    batch = collate(samples, image_settings, planner=NumpyPlanner(), **how)
     assert batch.tiles is None
     assert_is(batch, reference(samples, image_settings, total))
+    assert_equal(collate(samples, image_settings, planner=compiled_planner, **how), batch)
     # Each virtual row is used where it should be: text rows once, all of them.
-    first_text = max(batch.num_views, 1) * image_settings.tokens_per_view + 1
+    first_special = max(batch.num_views, 1) * image_settings.tokens_per_view
+    first_text = first_special + image_settings.num_special_rows
     text_taps = batch.taps[batch.taps >= first_text]
     np.testing.assert_array_equal(text_taps, first_text + np.arange(len(batch.token_ids)))
 
@@ -187,6 +217,16 @@ def test_packed_rows_are_the_rows_of_each_sample_alone(store, image_settings):
     found = rows(packed, np.concatenate(all_features))
     np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-12)
     assert not found[len(expected) :].any()
+
+
+@pytest.mark.parametrize("planner_name", ["python", "compiled"])
+def test_an_image_without_tokens_is_named(image_settings, compiled_planner, planner_name):
+    planner = {"python": NumpyPlanner(), "compiled": compiled_planner}[planner_name]
+    settings_ = replace(image_settings, image_aspect_ratio="nobase")
+    good = make_sample([1, IMAGE_TOKEN_INDEX, IMAGE_TOKEN_INDEX], [0, 0, 0], [(9, 9), (9, 9)])
+    thin = replace(make_sample([IMAGE_TOKEN_INDEX], [0], [(5000, 1)]), source="thin one")
+    with pytest.raises(ValueError, match="^thin one: image of 5000x1 pixels is too thin"):
+        collate([good, thin, good], settings_, with_pixels=False, planner=planner)
 
 
 def test_label_positions_by_hand(image_settings):

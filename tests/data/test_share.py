@@ -1,5 +1,7 @@
 """Shares of a pack: together they are the pack, and every rank knows what the others send."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from tiny_model import mixed_samples, tiny_config, tiny_sample
 
 from megatron_llava.data.collate import collate
 from megatron_llava.data.pad import pad_batch
+from megatron_llava.data.row_plan import NumpyPlanner
 from megatron_llava.data.share import Share, dealt_views, rows_of_rank, share_of_pack
 from megatron_llava.vision.settings import image_settings
 
@@ -117,7 +120,46 @@ def test_shares_make_up_the_pack(samples, context, tensor):
         seen[rows] = values
         for number, token in zip(own_text, part.token_ids, strict=False):
             assert text[number] == token
+        assert_transposed(part, len(features) + 1 + len(part.token_ids))
     assert np.allclose(seen, (numbers[whole.taps] * whole.weights).sum(1))
+
+
+def assert_transposed(batch, table_rows):
+    """The uses of table rows that a batch states are those of its taps."""
+    assert batch.num_table_rows == table_rows
+    uses = NumpyPlanner().transpose(batch.taps, batch.weights, table_rows)
+    for found, expected in zip(
+        (batch.csr_offsets, batch.csr_rows, batch.csr_weights), uses, strict=True
+    ):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_uses_of_padded_packs(context):
+    whole, shares = shares_of(mixed_samples(), context, rows=4000)
+    num_features = whole.num_views * TOKENS
+    assert_transposed(whole, num_features + 1 + len(whole.token_ids))
+    for part in shares[context == 1 :]:
+        received_rows = sum(part.exchange.receive_counts)
+        assert_transposed(part, received_rows + 1 + len(part.token_ids))
+
+
+def test_special_rows_of_a_share():
+    """All four special rows keep their order behind the features that a share receives."""
+    with_specials = replace(SETTINGS, image_separator=True, image_start_end=True)
+    samples = [tiny_sample([(30, 20), (20, 40)], 9, 1)]
+    whole = collate(samples, with_specials, sequence_multiple=4, pad_multiple=4)
+    num_features = whole.num_views * TOKENS
+    for rank in range(2):
+        part = share_of_pack(whole, share(rank, 2), TOKENS)
+        rows = rows_of_rank(whole.cu_seqlens, rank, 2)
+        first = sum(part.exchange.receive_counts)
+        old, new = whole.taps[rows, 0] - num_features, part.taps[:, 0] - first
+        special = (old >= 0) & (old < 4)
+        assert special.any() and np.array_equal(new[special], old[special])
+        tokens = part.token_ids[new[old >= 4] - 4]
+        assert np.array_equal(tokens, whole.token_ids[old[old >= 4] - 4])
+        assert_transposed(part, first + 4 + len(part.token_ids))
 
 
 def received(shares, rank, num_views):

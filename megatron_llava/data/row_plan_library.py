@@ -1,0 +1,229 @@
+"""Row plans built in C++ (csrc/plan.cpp), called through ctypes, which releases the GIL.
+
+Nothing is kept between packs: the closed form of an image costs less than looking it up, and its
+rows are written where they belong as fast as they could be copied there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.video import NEWLINE_POSITIONS, VideoSettings
+from megatron_llava.data.row_plan import (
+    NoLayoutError,
+    NumpyPlanner,
+    RowPlanner,
+    RowUses,
+    Visuals,
+    merge_of,
+    num_special_rows,
+)
+from megatron_llava.platform.extension import library
+from megatron_llava.vision.token_layout import MAX_TAPS
+
+_FAMILIES = ("flat", "spatial", "spatial_unpad")
+_LARGEST_SIDE = 2**31
+
+
+@cache
+def row_planner() -> RowPlanner:
+    """The library's planner, or numpy's where the package was installed without a compiler."""
+    compiled = library()
+    return NumpyPlanner() if compiled is None else CompiledPlanner(compiled)
+
+
+class CompiledPlanner:
+    """RowPlanner of a library with the entry points of csrc/plan.h."""
+
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        self._count = compiled.megatron_llava_plan_count
+        self._rows = compiled.megatron_llava_plan_rows
+        self._offsets = compiled.megatron_llava_plan_offsets
+        self._uses = compiled.megatron_llava_plan_uses
+        size, array = ctypes.c_int64, ctypes.c_void_p
+        visuals: list[Any] = [
+            ctypes.POINTER(_ImageSettings),
+            ctypes.POINTER(_VideoSettings),
+            size,
+            array,
+        ]
+        self._count.argtypes = [*visuals, array, array]
+        self._rows.argtypes = [*visuals, array, size, array, size, size, size, array, array]
+        self._offsets.argtypes = [size, size, array, array, array]
+        self._uses.argtypes = [size, array, array, array, array, array]
+        for function in (self._count, self._rows, self._offsets):
+            function.restype = size
+        self._uses.restype = None
+
+    def count(
+        self, visuals: Visuals, image: ImageSettings, video: VideoSettings | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See RowPlanner."""
+        tokens, views = np.empty((2, len(visuals)), dtype=np.int64)
+        settings = _settings(image, video)
+        visuals = _checked(visuals)
+        given = len(visuals), visuals.ctypes.data
+        done = self._count(*settings, *given, tokens.ctypes.data, views.ctypes.data)
+        if done < len(visuals):
+            _raise_for(visuals, done, image, video)
+        return tokens, views
+
+    def rows(
+        self,
+        visuals: Visuals,
+        image: ImageSettings,
+        *,
+        visual_rows: NDArray[np.int64],
+        text_rows: NDArray[np.int64],
+        num_features: int,
+        total_rows: int,
+        video: VideoSettings | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See RowPlanner."""
+        taps = np.empty((total_rows, MAX_TAPS), dtype=np.int64)
+        weights = np.empty((total_rows, MAX_TAPS), dtype=np.float32)
+        visuals, settings = _checked(visuals), _settings(image, video)
+        visual_rows, text_rows = map(np.ascontiguousarray, (visual_rows, text_rows))
+        assert visual_rows.dtype == text_rows.dtype == np.int64
+        assert len(visual_rows) == len(visuals)
+        done = self._rows(
+            *settings,
+            len(visuals),
+            visuals.ctypes.data,
+            visual_rows.ctypes.data,
+            len(text_rows),
+            text_rows.ctypes.data,
+            num_features,
+            num_special_rows(image, video),
+            total_rows,
+            taps.ctypes.data,
+            weights.ctypes.data,
+        )
+        if done < len(visuals):
+            _raise_for(visuals, done, image, video)
+        return taps, weights
+
+    def transpose(
+        self, taps: NDArray[np.int64], weights: NDArray[np.float32], table_rows: int
+    ) -> RowUses:
+        """See RowPlanner."""
+        taps, weights = np.ascontiguousarray(taps), np.ascontiguousarray(weights)
+        assert taps.shape == weights.shape and taps.shape[1:] == (MAX_TAPS,)
+        assert taps.dtype == np.int64 and weights.dtype == np.float32
+        offsets = np.empty(table_rows + 1, dtype=np.int64)
+        plan = taps.ctypes.data, weights.ctypes.data, offsets.ctypes.data
+        uses = self._offsets(len(taps), table_rows, *plan)
+        rows, use_weights = np.empty(uses, dtype=np.int64), np.empty(uses, dtype=np.float32)
+        self._uses(len(taps), *plan, rows.ctypes.data, use_weights.ctypes.data)
+        return RowUses(offsets, rows, use_weights)
+
+
+def _checked(visuals: Visuals) -> Visuals:
+    """The visuals as the library reads them."""
+    visuals = np.ascontiguousarray(visuals)
+    assert visuals.dtype == np.int64 and visuals.shape[1:] == (5,)
+    # The product of both sides must fit in 64 bits.
+    assert visuals.max(initial=0) < _LARGEST_SIDE, visuals.max()
+    return visuals
+
+
+def _raise_for(
+    visuals: Visuals, number: int, image: ImageSettings, video: VideoSettings | None
+) -> None:
+    """Raise what the Python layout says of a visual that the library refused."""
+    try:
+        merge = merge_of(visuals[number], image, video)
+    except ValueError as error:
+        raise NoLayoutError(number, str(error)) from error
+    raise AssertionError(f"the library refuses {visuals[number]}, the token layout says {merge}")
+
+
+class _ImageSettings(ctypes.Structure):
+    """ImageSettings of csrc/plan_layout.h."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_int64)
+            for name in (
+                "tile_size",
+                "patches_per_side",
+                "uses_grid",
+                "has_base_view",
+                "merges_base",
+                "family",
+                "rounds_to_7_digits",
+                "max_merged_views",
+                "token_threshold",
+                "image_separator",
+                "image_start_end",
+                "num_pinpoints",
+            )
+        ],
+        ("pinpoints", ctypes.c_void_p),
+    ]
+
+
+class _VideoSettings(ctypes.Structure):
+    """VideoSettings of csrc/plan_layout.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "patches_per_side",
+            "pooled_side",
+            "pools_by_average",
+            "newline_position",
+            "image_start_end",
+        )
+    ]
+
+
+@lru_cache(maxsize=16)
+def _image_settings(image: ImageSettings) -> _ImageSettings:
+    pinpoints = np.array(image.grid_pinpoints, dtype=np.int64).reshape(-1, 2)
+    merge_type = image.mm_patch_merge_type
+    settings = _ImageSettings(
+        tile_size=image.tile_size,
+        patches_per_side=image.patches_per_side,
+        uses_grid=image.uses_grid,
+        has_base_view=image.has_base_view,
+        merges_base="nobase" not in merge_type,
+        family=_FAMILIES.index(merge_type.removesuffix("_nobase")),
+        rounds_to_7_digits=image.unpad_round == "hf",
+        max_merged_views=image.max_merged_views or 0,
+        token_threshold=image.token_threshold or 0,
+        image_separator=image.image_separator,
+        image_start_end=image.image_start_end,
+        num_pinpoints=len(pinpoints),
+        pinpoints=pinpoints.ctypes.data,
+    )
+    # The structure holds an address only.
+    settings.keeps_alive = pinpoints
+    return settings
+
+
+@lru_cache(maxsize=16)
+def _video_settings(video: VideoSettings) -> _VideoSettings:
+    return _VideoSettings(
+        patches_per_side=video.patches_per_side,
+        pooled_side=video.pooled_side,
+        pools_by_average=video.mm_spatial_pool_mode == "average",
+        newline_position=NEWLINE_POSITIONS.index(video.newline_position),
+        image_start_end=video.image_start_end,
+    )
+
+
+def _settings(
+    image: ImageSettings, video: VideoSettings | None
+) -> tuple[_ImageSettings, _VideoSettings | None]:
+    """Both settings as the library reads them."""
+    if video is None:
+        return _image_settings(image), None
+    assert video.patches_per_side == image.patches_per_side, "one vision tower"
+    return _image_settings(image), _video_settings(video)
