@@ -119,7 +119,8 @@ def test_shares_make_up_the_pack(samples, context, tensor):
         rows = rows_of_rank(whole.cu_seqlens, rank // tensor, context)
         seen[rows] = values
         for number, token in zip(own_text, part.token_ids, strict=False):
-            assert text[number] == token
+            # A rank without text has one token that no row uses.
+            assert number == 0 or text[number] == token
         assert_transposed(part, len(features) + 1 + len(part.token_ids))
     assert np.allclose(seen, (numbers[whole.taps] * whole.weights).sum(1))
 
