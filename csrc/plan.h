@@ -1,6 +1,6 @@
 // The plan of a pack: which rows of the virtual table [features | special rows | text] each packed
 // row is the sum of, and the transpose of that. Called from Python through ctypes, which releases
-// the GIL; nothing here keeps state or throws.
+// the GIL; nothing here keeps state, and only a lack of memory ends it early.
 #pragma once
 
 #include <cstdint>
