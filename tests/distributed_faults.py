@@ -90,3 +90,21 @@ def train_with_few_labels(arguments: list[str]) -> dict[str, Any]:
     # Workers of the data loader are forked, and so have it too.
     with patch.object(Store, "load", load):
         return train(arguments)
+
+
+def save_spoilt_weights(arguments: list[str], rank: int) -> str:
+    """Save a model with a weight that is no number on one rank; returns the error."""
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.train import prepare
+    from megatron_llava.training.run import open_trainer
+    from megatron_llava.training.skipping import TrainingDiverged
+
+    config = prepare(parse_args(arguments))
+    with open_trainer(config, torch.device("cpu"), Recorder()) as trainer:
+        if torch.distributed.get_rank() == rank:
+            next(trainer.models[0].parameters()).data[0] = NAN
+        try:
+            trainer.save()
+        except TrainingDiverged as error:
+            return str(error)
+    return "saved"
