@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
-from distributed_jobs import Recorder
+from distributed_jobs import Recorder, train
 
 NAN = float("nan")
 
@@ -70,3 +73,38 @@ def train_spoilt(
     result["samples"] = [trainer.source.samples_of([pack]) for pack in range(20)]
     result["samples of step 3"] = trainer.source.samples_of(range(8, 12))
     return {**vars(recorder), **result}
+
+
+def train_with_few_labels(arguments: list[str]) -> dict[str, Any]:
+    """Train as ``train`` does, with the labels of two of three samples of every store left out."""
+    from megatron_llava.data.store import Sample, Store
+
+    original = Store.load
+
+    def load(self: Store, index: int, **how: Any) -> Sample:
+        sample = original(self, index, **how)
+        if index % 3 == 1:
+            return sample
+        return replace(sample, label_mask=np.zeros_like(sample.label_mask))
+
+    # Workers of the data loader are forked, and so have it too.
+    with patch.object(Store, "load", load):
+        return train(arguments)
+
+
+def save_spoilt_weights(arguments: list[str], rank: int) -> str:
+    """Save a model with a weight that is no number on one rank; returns the error."""
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.train import prepare
+    from megatron_llava.training.run import open_trainer
+    from megatron_llava.training.skipping import TrainingDiverged
+
+    config = prepare(parse_args(arguments))
+    with open_trainer(config, torch.device("cpu"), Recorder()) as trainer:
+        if torch.distributed.get_rank() == rank:
+            next(trainer.models[0].parameters()).data[0] = NAN
+        try:
+            trainer.save()
+        except TrainingDiverged as error:
+            return str(error)
+    return "saved"

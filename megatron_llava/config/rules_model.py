@@ -24,6 +24,11 @@ def check_language(config: RunConfig) -> None:
             f"{tensor}: give a {tensor_flag} that is"
         )
     check_divisible("--ffn-hidden-size", known(language.ffn_hidden_size), tensor_flag, tensor)
+    width = known(language.head_width)
+    if width % 2 != 0:
+        # Rotary embeddings turn pairs of channels.
+        made = "" if language.kv_channels else " (--hidden-size over --num-attention-heads)"
+        raise ValueError(f"--kv-channels {width}{made} is odd: give an even width of a head")
 
 
 def check_context(config: RunConfig) -> None:

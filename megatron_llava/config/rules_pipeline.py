@@ -45,11 +45,7 @@ def check_virtual_stages(config: RunConfig) -> None:
     layers_each = parallel.num_layers_per_virtual_pipeline_stage
     stages_each = parallel.num_virtual_stages_per_pipeline_rank
     if layers_each is None and stages_each is None:
-        if parallel.no_overlap_p2p_communication:
-            raise ValueError(
-                "--no-overlap-p2p-communication is for virtual pipeline stages, which are not "
-                "asked for: drop it"
-            )
+        _check_overlap(config)
         return
     if layers_each is not None and stages_each is not None:
         raise ValueError(
@@ -65,11 +61,20 @@ def check_virtual_stages(config: RunConfig) -> None:
         raise ValueError(f"{said} needs --pipeline-model-parallel-size 2 or more, not 1: drop it")
     if parallel.pipeline_balance == "even":
         _check_layers_of_virtual_stages(config, said)
+    _check_overlap(config)
     # Core's schedule then gives right losses and wrong gradients, and says nothing.
     if config.virtual_stages and ranks == 2 and parallel.no_overlap_p2p_communication:
         raise ValueError(
             f"--no-overlap-p2p-communication with {said} needs --pipeline-model-parallel-size 3 or "
             "more, not 2: drop it"
+        )
+
+
+def _check_overlap(config: RunConfig) -> None:
+    if config.parallel.no_overlap_p2p_communication and not config.virtual_stages:
+        raise ValueError(
+            "--no-overlap-p2p-communication is for two or more virtual pipeline stages on each "
+            "rank, and there is one: drop it"
         )
 
 

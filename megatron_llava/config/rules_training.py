@@ -139,12 +139,20 @@ def check_saving(config: RunConfig) -> None:
             "--no-save-optim": checkpoint.no_save_optim,
             "--async-save": checkpoint.async_save,
             "--no-ckpt-fully-parallel-save": checkpoint.no_ckpt_fully_parallel_save,
+            "--dist-ckpt-optim-fully-reshardable": checkpoint.dist_ckpt_optim_fully_reshardable,
         }
         for option, given in how.items():
             if given:
                 raise ValueError(f"{option} says how to write --save, which is not given: add it")
         if config.training.exit_signal_handler and "exit_signal_handler" in config.explicit:
             raise ValueError("--exit-signal-handler saves on SIGTERM, and needs --save: add it")
+    distributed = config.parallel.use_distributed_optimizer
+    if checkpoint.dist_ckpt_optim_fully_reshardable and not distributed:
+        raise ValueError(
+            "--dist-ckpt-optim-fully-reshardable is about the state of "
+            "--use-distributed-optimizer, which is not given: add it, or drop the flag (other "
+            "state resumes at any layout)"
+        )
 
 
 def check_loading(config: RunConfig) -> None:
@@ -161,6 +169,11 @@ def check_loading(config: RunConfig) -> None:
     for option, given in how.items():
         if given and load is None:
             raise ValueError(f"{option} says how to read --load, which is not given: add it")
+    if checkpoint.ckpt_fully_parallel_load and load is None and pretrained is None:
+        raise ValueError(
+            "--ckpt-fully-parallel-load says how to read --load or --pretrained-checkpoint, and "
+            "neither is given: add one"
+        )
     if pretrained is None:
         return
     if checkpoint.finetune:

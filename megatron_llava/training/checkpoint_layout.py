@@ -73,6 +73,11 @@ def check_optimizer(
     otherwise = "or use --no-load-optim"
     if not saved["has_optimizer"]:
         raise CheckpointError(f"{where} was saved without optimizer state; use --no-load-optim")
+    if "optimizer_kind" not in saved:
+        raise CheckpointError(
+            f"{where} was saved by an older version, which did not say how it stored the optimizer "
+            "state: use --no-load-optim"
+        )
     before, now = saved["optimizer_kind"], optimizer_kind(optimizer, models)
     assert before is not None and now is not None
     if before["lr_multiples"] != now["lr_multiples"]:

@@ -56,6 +56,16 @@ def test_virtual_stages(make_config, changes, world_size, stages):
         ),
         ({**PP2, "no_overlap_p2p_communication": True}, 2, "virtual pipeline stages|drop it"),
         (
+            {**PP2, STAGES_EACH: 1, "no_overlap_p2p_communication": True},
+            2,
+            "no-overlap-p2p-communication|two or more virtual pipeline stages|drop it",
+        ),
+        (
+            {**PP2, LAYERS_EACH: 4, "no_overlap_p2p_communication": True},
+            2,
+            "no-overlap-p2p-communication|two or more virtual pipeline stages|drop it",
+        ),
+        (
             {
                 **PP2,
                 STAGES_EACH: 2,

@@ -76,6 +76,8 @@ REFUSED = [
         16,
         "--num-attention-heads 8|--tensor-model-parallel-size 16",
     ),
+    ({"kv_channels": 7}, 1, "--kv-channels 7 is odd"),
+    ({"hidden_size": 72}, 1, "--kv-channels 9|--hidden-size over --num-attention-heads"),
     (
         {"num_attention_heads": 12, "num_query_groups": 3, "kv_channels": 8, **TP2},
         2,

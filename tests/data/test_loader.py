@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -13,6 +16,8 @@ from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
 from megatron_llava.data.store import Store
 
 CAPACITY = 320
+READ_AHEAD = 2
+"""Batches that a worker of torch's DataLoader has ready."""
 
 
 def assert_equal(a: PackedBatch, b: PackedBatch):
@@ -54,6 +59,18 @@ def all_ranks(make, size, count, state=None):
     states = [rank.state_dict() for rank in ranks]
     assert all(one == states[0] for one in states)
     return packs, states[0]
+
+
+def test_workers_outlive_a_sigterm_to_every_process(loader):
+    """Slurm sends it to all of them, and the trainer still has a step to end."""
+    others = set(multiprocessing.active_children())
+    batches = iter(loader(num_workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(2 * READ_AHEAD):
+        next(batches)
+    assert worker.is_alive()
 
 
 def test_every_epoch_has_every_sample_once(schedule, store, image_settings):

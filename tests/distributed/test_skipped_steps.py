@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from distributed_faults import train_spoilt
+from distributed_faults import save_spoilt_weights, train_spoilt
 from distributed_jobs import train
 
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
@@ -98,3 +98,13 @@ def test_none_may_be_skipped(pool, setup):
     result = pool.run(train_spoilt, arguments(setup, "--max-skipped-steps=0"), "loss", 0, (0,))[0]
     assert result["error"].startswith("step 1: the loss is nan over ")
     assert "1 skipped steps are more than --max-skipped-steps 0" in result["error"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(pool, setup, tmp_path):
+    """All ranks refuse, also where one of them has the weight."""
+    command = arguments(setup, f"--save={tmp_path / 'run'}", "--save-interval=1")
+    errors = pool.run(save_spoilt_weights, command, 1, world_size=2)
+    for error in errors:
+        assert error.startswith("step 0: some weights are not finite: nothing was saved")
+        assert "--lr" in error and "\n" not in error
+    assert not list(tmp_path.glob("run/iter*"))
