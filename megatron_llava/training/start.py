@@ -53,16 +53,27 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
     return None
 
 
-def check_save_folder(config: RunConfig) -> None:
-    """Raise CheckpointError where --save cannot be made or written: now, not at the first save."""
-    root = config.checkpoint.save
-    if root is None:
-        return
-    existing = Path(root).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise CheckpointError(f"--save {root}: {existing} is not a folder that can be written to")
+def check_outputs(config: RunConfig) -> None:
+    """Find what cannot be written now, not at the first save or when the ranks have met.
+
+    Raises:
+        ValueError: --save, --log-file or --tensorboard-dir cannot be made or written.
+    """
+    log_file = config.logging.log_file
+    if log_file is not None and Path(log_file).is_dir():
+        raise ValueError(f"--log-file {log_file} is a folder: name a file in it")
+    for option, path, folder in (
+        ("--save", config.checkpoint.save, config.checkpoint.save),
+        ("--log-file", log_file, log_file and Path(log_file).absolute().parent),
+        ("--tensorboard-dir", config.logging.tensorboard_dir, config.logging.tensorboard_dir),
+    ):
+        if folder is None:
+            continue
+        existing = Path(folder).absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"{option} {path}: {existing} is not a folder that can be written to")
 
 
 def how_to_go_on(config: RunConfig) -> str:

@@ -5,7 +5,7 @@ import pytest
 from megatron_llava.config.run import RunConfig
 from megatron_llava.training.start import (
     architecture_from_checkpoint,
-    check_save_folder,
+    check_outputs,
     how_to_go_on,
     resumes,
     starting_checkpoint,
@@ -159,17 +159,32 @@ def test_a_checkpoint_without_its_architecture_is_an_error(tmp_path):
     assert f"{root}/model.yaml" in message
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_folder_to_save_in_that_cannot_be_made_is_an_error_before_the_run(tmp_path, place):
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("save", "file"),
+        ("save", "file/below"),
+        ("tensorboard_dir", "file/below"),
+        ("log_file", "file/below"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error_before_the_run(tmp_path, name, place):
     (tmp_path / "file").write_text("")
-    message = error_of(config_of(save=str(tmp_path / place)), check_save_folder)
-    assert f"--save {tmp_path / place}: " in message and f"{tmp_path / 'file'} is not" in message
+    message = error_of(config_of(**{name: str(tmp_path / place)}), check_outputs)
+    option = f"--{name.replace('_', '-')} {tmp_path / place}: "
+    assert option in message and f"{tmp_path / 'file'} is not" in message
 
 
-def test_a_folder_to_save_in_is_not_made_by_the_check(tmp_path):
-    check_save_folder(config_of())
-    check_save_folder(config_of(save=str(tmp_path)))
-    check_save_folder(config_of(save=str(tmp_path / "new" / "run")))
+def test_a_log_that_is_a_folder_is_an_error_before_the_run(tmp_path):
+    message = error_of(config_of(log_file=str(tmp_path)), check_outputs)
+    assert message == f"--log-file {tmp_path} is a folder: name a file in it"
+
+
+def test_nothing_is_made_by_the_check(tmp_path):
+    check_outputs(config_of())
+    check_outputs(config_of(save=str(tmp_path)))
+    new = str(tmp_path / "new" / "run")
+    check_outputs(config_of(save=new, log_file=new, tensorboard_dir=new))
     assert list(tmp_path.iterdir()) == []
 
 
