@@ -56,7 +56,7 @@ def test_packing_equals_float64_and_the_cpu_bit_for_bit(dtype, hidden):
     tables, plan, grad = problem(hidden=hidden, dtype=dtype)
     found = [result.cpu() for result in run(tables, plan, grad)]
     slow = with_gradients(lambda *t: slow_visual_pack(t, *plan[:2]), tables, grad)
-    last = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 0.0)
+    last = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype, 0.0)
     for result, expected in zip(found, slow, strict=True):
         error = (result.double() - expected.double()).abs()
         assert (error <= last * expected.double().abs() + 1e-4).all()
