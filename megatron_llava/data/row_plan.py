@@ -9,8 +9,8 @@ Sizes in shapes: R packed rows, M = F + S + N table rows, n visuals of the pack,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import VideoSettings
 from megatron_llava.vision.anyres import Size
 from megatron_llava.vision.merge_shape import Merge, merge_image, merge_video
-from megatron_llava.vision.token_layout import MAX_TAPS, ImageLayout, image_layout, video_layout
+from megatron_llava.vision.token_layout import MAX_TAPS, image_layout, video_layout
 
 Visuals = NDArray[np.int64]
 """[n, 5], what stands at each placeholder of a pack, in order. An image: W, H, IMAGE, whether it
@@ -27,6 +27,8 @@ shares its sample with others, whether it is not the first of it. A video: frame
 """
 
 IMAGE, VIDEO = 0, 1
+
+Answer = TypeVar("Answer")
 
 
 class RowUses(NamedTuple):
@@ -69,12 +71,23 @@ def visuals_of_videos(num_frames: Sequence[int]) -> Visuals:
 
 def merge_of(visual: NDArray[np.int64], image: ImageSettings, video: VideoSettings | None) -> Merge:
     """The shape of one visual's sequence; errors as for the layouts."""
+    return _answer(merge_image, merge_video, visual, image, video)
+
+
+def _answer(
+    of_image: Callable[..., Answer],
+    of_video: Callable[..., Answer],
+    visual: NDArray[np.int64],
+    image: ImageSettings,
+    video: VideoSettings | None,
+) -> Answer:
+    """What one of two functions says of a visual, by its kind."""
     width, height, kind, single_view, after_image = visual.tolist()
     if kind == IMAGE:
-        size, flags = (width, height), (bool(single_view), bool(after_image))
-        return merge_image(size, image, single_view=flags[0], after_image=flags[1])
+        flags = {"single_view": bool(single_view), "after_image": bool(after_image)}
+        return of_image((width, height), image, **flags)
     assert video is not None
-    return merge_video(width, video)
+    return of_video(width, video)
 
 
 class RowPlanner(Protocol):
@@ -156,7 +169,7 @@ class NumpyPlanner:
         weights[text_rows, 0] = 1.0
         first_feature = 0
         for row, visual in zip(visual_rows.tolist(), visuals, strict=True):
-            layout = _layout_of(visual, image, video)
+            layout = _answer(image_layout, video_layout, visual, image, video)
             rows = slice(row, row + len(layout.taps))
             features = np.where(layout.weights == 0.0, 0, layout.taps + first_feature)
             taps[rows] = np.where(layout.taps < 0, num_features - 1 - layout.taps, features)
@@ -174,14 +187,3 @@ class NumpyPlanner:
         offsets = np.zeros(table_rows + 1, dtype=np.int64)
         np.cumsum(np.bincount(table, minlength=table_rows), out=offsets[1:])
         return RowUses(offsets, used[order] // MAX_TAPS, weights.reshape(-1)[used[order]])
-
-
-def _layout_of(
-    visual: NDArray[np.int64], image: ImageSettings, video: VideoSettings | None
-) -> ImageLayout:
-    width, height, kind, single_view, after_image = visual.tolist()
-    if kind == IMAGE:
-        flags = {"single_view": bool(single_view), "after_image": bool(after_image)}
-        return image_layout((width, height), image, **flags)
-    assert video is not None
-    return video_layout(width, video)
