@@ -7,7 +7,8 @@ SigLIP SO400M features (729 a view) at Qwen2-7B's width, images of four sizes un
 text around them. Compared with the operator: the same operator in plain torch; transformers'
 pack_image_features and masked_scatter on the same features; and copies of as many bytes as must be
 read and written (each row that is used once, each row of a result once), made as torch makes a new
-tensor, and into memory that is there already.
+tensor, and into memory that is there already. On a GPU the operator and the copy are also replayed
+from a CUDA graph, over several sets of inputs: the kernels' own time, which bandwidth is read from.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from cuda_replay import replayed_seconds
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
@@ -50,6 +52,8 @@ SETTINGS = ImageSettings(
     image_std=(0.5, 0.5, 0.5),
 )
 IMAGES = [(1024, 768), (640, 480), (1920, 1080), (500, 375)]
+INPUTS = 3
+REPLAYED, COPIED = "operator, replayed", "copy to memory that is there, replayed"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
@@ -182,7 +186,32 @@ def measure(problem: Problem, device: str, repeats: int) -> dict[str, tuple[list
             times["copy to memory that is there"][direction].append(
                 seconds(device, lambda s=source, t=target: t.copy_(s))
             )
+    if device == "cuda":
+        times |= replayed(problem, copied, lengths, repeats)
     return times
+
+
+def replayed(
+    problem: Problem, copied: torch.Tensor, lengths: list[int], repeats: int
+) -> dict[str, tuple[list, list]]:
+    """The operator and the copy into memory that is there, from a CUDA graph."""
+    tables = [[t.detach().clone().requires_grad_() for t in problem.tables] for _ in range(INPUTS)]
+    pairs = [(torch.ones_like(copied), torch.empty_like(copied)) for _ in range(INPUTS)]
+
+    def both(leaves: list[torch.Tensor]) -> tuple:
+        out = visual_pack(*leaves, problem.plan)
+        return out, torch.autograd.grad(out, leaves, problem.grad)
+
+    def of_all(action: Callable[[Any], Any], inputs: list[Any]) -> list[float]:
+        return replayed_seconds([lambda one=one: action(one) for one in inputs], repeats)
+
+    forward = of_all(lambda leaves: visual_pack(*leaves, problem.plan), tables)
+    whole = of_all(both, tables)
+    backward = [one - two for one, two in zip(whole, forward, strict=True)]
+    copies = [
+        of_all(lambda pair, n=length: pair[1][:n].copy_(pair[0][:n]), pairs) for length in lengths
+    ]
+    return {REPLAYED: (forward, backward), COPIED: (copies[0], copies[1])}
 
 
 def report(problem: Problem, times: dict[str, tuple[list, list]]) -> list[str]:
@@ -201,11 +230,18 @@ def report(problem: Problem, times: dict[str, tuple[list, list]]) -> list[str]:
     for name, (forward, backward) in times.items():
         total = totals[name]
         lines.append(
-            f"| {name} | {statistics.median(forward) * 1e3:.1f} "
-            f"| {statistics.median(backward) * 1e3:.1f} | {statistics.median(total) * 1e3:.1f} "
-            f"({min(total) * 1e3:.1f} to {max(total) * 1e3:.1f}) "
+            f"| {name} | {statistics.median(forward) * 1e3:.2f} "
+            f"| {statistics.median(backward) * 1e3:.2f} | {statistics.median(total) * 1e3:.2f} "
+            f"({min(total) * 1e3:.2f} to {max(total) * 1e3:.2f}) "
             f"| {statistics.median(total) / operator:.2f} |"
         )
+    if REPLAYED in times:
+        kernels, copy = (statistics.median(totals[name]) for name in (REPLAYED, COPIED))
+        lines += [
+            "",
+            f"Replayed, the operator moves {moved / kernels / 1e9:.0f} GB/s, "
+            f"{copy / kernels:.0%} of the copy's {moved / copy / 1e9:.0f} GB/s.",
+        ]
     return [*lines, ""]
 
 

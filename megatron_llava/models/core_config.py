@@ -61,6 +61,8 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
         # gloo sends asynchronously from the tensor that core would empty: a race that was seen.
         deallocate_pipeline_outputs=config.parallel.device == "cuda",
         attention_backend=_core_attention_backend(config),
+        # Transformer Engine's: core's own copies the lengths of a pack to the host in each layer.
+        apply_rope_fusion=config.parallel.transformer_impl == "transformer_engine",
         fp8=config.precision.fp8_format,
         fp8_recipe=config.precision.fp8_recipe,
     )
@@ -127,7 +129,6 @@ def _shared(config: RunConfig) -> dict[str, Any]:
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
         "masked_softmax_fusion": False,
-        "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
         "use_cpu_initialization": config.parallel.device == "cpu",

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
 from megatron_llava.models.projector import Projector
-from megatron_llava.models.specs import SharedSequences
+from megatron_llava.models.specs import PackedSequences
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.exchange import exchange_rows
 from megatron_llava.ops.tiles_to_patches import pixel_table, tiles_to_patches
@@ -153,16 +153,20 @@ class LlavaModel(MegatronModule):
     def decode(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [R, 1, H] after this stage's decoder layers; arguments as ``embed``."""
         decoder_input = self.embed(batch, features_FH) if self.pre_process else None
-        packed = SharedSequences(
+        language_model = self.language_model
+        rotary_SBGD = language_model.rotary_pos_emb(batch.max_seqlen, packed_seq=True)
+        packed = PackedSequences(
             qkv_format="thd",
-            cu_seqlens_q=batch.cu_seqlens,
-            cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
-            max_seqlen_kv=batch.max_seqlen,
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
             row_order=batch.row_order,
         )
-        language_model = self.language_model
-        rotary = language_model.rotary_pos_emb(batch.max_seqlen, packed_seq=True)
+        if self.config.apply_rope_fusion:
+            packed.cu_seqlens_q = packed.cu_seqlens_kv = batch.cu_seqlens
+            packed.max_seqlen_q = packed.max_seqlen_kv = batch.max_seqlen
+            rotary = rotary_SBGD
+        else:
+            rotary = rotary_SBGD[:, 0].index_select(0, batch.position_ids)
         return language_model.decoder(
             hidden_states=decoder_input,
             attention_mask=None,

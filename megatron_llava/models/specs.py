@@ -38,11 +38,18 @@ from megatron_llava.ops.exchange import context_parallel_attention
 
 
 @dataclass
-class SharedSequences(PackedSeqParams):
-    """Core's description of a pack, for the context-parallel ranks that share its positions."""
+class PackedSequences(PackedSeqParams):
+    """Core's description of a pack, and what the attention of this file reads instead.
 
+    ``cu_seqlens_q`` is left out where core would copy it to the host in each layer to turn queries
+    and keys; it turns them by the row then, see ``LlavaModel.decode``.
+    """
+
+    cu_seqlens: torch.Tensor | None = None
+    """int32 [P + 1], cumulative lengths of the P sequences."""
+    max_seqlen: int = 0
     row_order: torch.Tensor | None = None
-    """int64, the positions that the ranks hold, rank after rank."""
+    """int64, the positions that context-parallel ranks hold, rank after rank."""
 
 
 class Norm(torch.nn.Module):
@@ -109,14 +116,15 @@ class CoreAttention(MegatronModule):
         assert attention_mask is None and attention_bias is None, "masks come from the spec"
         if packed_seq_params is None:
             return dense_attention(query, key, value, causal=self.causal, scale=self.softmax_scale)
+        assert isinstance(packed_seq_params, PackedSequences)
         if self.context_group is not None:
-            assert self.causal and isinstance(packed_seq_params, SharedSequences)
+            assert self.causal
             return context_parallel_attention(
                 query,
                 key,
                 value,
-                packed_seq_params.cu_seqlens_q,
-                packed_seq_params.max_seqlen_q,
+                packed_seq_params.cu_seqlens,
+                packed_seq_params.max_seqlen,
                 packed_seq_params.row_order,
                 self.context_group,
                 scale=self.softmax_scale,
@@ -126,8 +134,8 @@ class CoreAttention(MegatronModule):
             query,
             key,
             value,
-            packed_seq_params.cu_seqlens_q,
-            packed_seq_params.max_seqlen_q,
+            packed_seq_params.cu_seqlens,
+            packed_seq_params.max_seqlen,
             causal=self.causal,
             scale=self.softmax_scale,
             backend=self.backend,

@@ -1,0 +1,85 @@
+"""The model on a GPU, in the process of the tests; skipped, visibly, where there is none."""
+
+import pytest
+import torch
+from tiny_model import (
+    losses_and_gradients,
+    mixed_samples,
+    relative_difference,
+    tiny_config,
+    tiny_model,
+)
+
+from megatron_llava.data.collate import collate
+from megatron_llava.ops import tiles_to_patches, visual_pack
+from megatron_llava.vision.settings import image_settings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+# Heads of 64 channels, as kernels for packed sequences want them.
+SIZES = {
+    "hidden_size": 256,
+    "ffn_hidden_size": 320,
+    "vision_hidden_size": 128,
+    "vision_ffn_hidden_size": 192,
+    "mm_patch_merge_type": "spatial_unpad",
+}
+
+
+@pytest.fixture(scope="module")
+def one_gpu():
+    """A world of one NCCL rank with core's groups."""
+    from megatron_llava.config.parallel import ParallelConfig
+    from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
+    from megatron_llava.platform.device import (
+        join_process_group,
+        leave_process_group,
+        set_up_device,
+    )
+
+    set_up_device("cuda")
+    join_process_group("cuda", timeout_minutes=2)
+    initialize_groups(ParallelConfig(device="cuda"))
+    set_seed(0)
+    yield
+    destroy_groups()
+    leave_process_group()
+
+
+@pytest.fixture(params=["local", "transformer_engine"])
+def implementation(request, one_gpu):
+    if request.param == "transformer_engine":
+        pytest.importorskip("transformer_engine")
+    return request.param
+
+
+def on_gpu(**changes):
+    """A bfloat16 model and a batch for it; the same numbers whatever the implementation."""
+    config = tiny_config(device="cuda", bf16=True, **SIZES, **changes)
+    batch = collate(mixed_samples(), image_settings(config), pad_multiple=16).to_torch("cuda")
+    return tiny_model(config).cuda().bfloat16(), batch
+
+
+def test_nothing_in_the_forward_waits_for_the_gpu(implementation):
+    model, batch = on_gpu(transformer_impl=implementation)
+    model(batch).sum().backward()  # what is set up once may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = model(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.isfinite().all()
+
+
+def test_the_compiled_operators_give_the_losses_of_plain_torch(one_gpu, monkeypatch):
+    model, batch = on_gpu()
+    losses, gradients = losses_and_gradients(model, batch)
+    for module in (tiles_to_patches, visual_pack):
+        monkeypatch.setattr(module, "compiled_for", lambda tensor: False)
+    expected_losses, expected = losses_and_gradients(model, batch)
+    assert torch.equal(losses, expected_losses)
+    for name, gradient in expected.items():
+        assert relative_difference(gradients[name], gradient) < 2e-2, name
