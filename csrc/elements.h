@@ -127,17 +127,21 @@ struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Vector {
   T values[N];
 };
 
+// On the GPU not by memcpy, which nvcc makes of single bytes, and of two the wrong ones.
 template <typename T, int N>
 HOST_DEVICE Vector<T, N> load(const T* from) {
   Vector<T, N> result;
 #ifdef __CUDA_ARCH__
-  if constexpr (sizeof(result) == 16) {
+  static_assert(N == 1 || sizeof(result) == 16, "one element, or 16 bytes");
+  if constexpr (N == 1) {
+    result.values[0] = *from;
+  } else {
     const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
     memcpy(&result, &words, 16);
-    return result;
   }
-#endif
+#else
   memcpy(&result, from, sizeof(result));
+#endif
   return result;
 }
 
@@ -153,14 +157,18 @@ HOST_DEVICE Vector<T, N> load_own(const T* from) {
 template <typename T, int N>
 HOST_DEVICE void store(T* to, const Vector<T, N>& vector) {
 #ifdef __CUDA_ARCH__
-  if constexpr (sizeof(vector) == 16) {
+  static_assert(N == 1 || sizeof(vector) == 16, "one element, or 16 bytes");
+  if constexpr (N == 1) {
+    *to = vector.values[0];
+  } else {
     uint4 words;
     memcpy(&words, &vector, 16);
-    *reinterpret_cast<uint4*>(to) = words;
-    return;
+    // The plain store in one instruction: written as an assignment, sums were stored in pieces.
+    __stwb(reinterpret_cast<uint4*>(to), words);
   }
-#endif
+#else
   memcpy(to, &vector, sizeof(vector));
+#endif
 }
 
 }  // namespace
