@@ -48,11 +48,15 @@ def one_gpu():
     leave_process_group()
 
 
-@pytest.fixture(params=["local", "transformer_engine"])
+@pytest.fixture(
+    params=[("local", "auto"), ("transformer_engine", "local"), ("transformer_engine", "auto")],
+    ids=" with attention ".join,
+)
 def implementation(request, one_gpu):
-    if request.param == "transformer_engine":
+    """The layers, and the attention in them."""
+    if request.param[0] == "transformer_engine":
         pytest.importorskip("transformer_engine")
-    return request.param
+    return dict(zip(("transformer_impl", "attention_backend"), request.param, strict=True))
 
 
 def on_gpu(**changes):
@@ -63,7 +67,7 @@ def on_gpu(**changes):
 
 
 def test_nothing_in_the_forward_waits_for_the_gpu(implementation):
-    model, batch = on_gpu(transformer_impl=implementation)
+    model, batch = on_gpu(**implementation)
     model(batch).sum().backward()  # what is set up once may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
