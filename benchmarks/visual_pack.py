@@ -152,9 +152,10 @@ def seconds(device: str, action: Callable[[], Any]) -> float:
 def measure(problem: Problem, device: str, repeats: int) -> dict[str, tuple[list, list]]:
     """Seconds of each repetition, forward and backward, for each way; the ways take turns."""
     taps, weights = problem.plan[:2]
+    without_positions = problem.grad[:0], taps, weights, taps[:0, 0]
     ways = {
         "operator": lambda *tables: visual_pack(*tables, problem.plan),
-        "plain torch": lambda *tables: visual_pack_torch(*tables, taps, weights),
+        "plain torch": lambda *tables: visual_pack_torch(*tables, *without_positions),
         "transformers": transformers_pack(problem),
     }
     leaves = [table.requires_grad_() for table in problem.tables]

@@ -53,64 +53,92 @@ inline void check_plan(const Tensor& indices, const Tensor& weights, const Tenso
                   "plan and tables must be on one device");
 }
 
+inline void check_numbers(const Tensor& numbers, const Tensor& rows) {
+  STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Long && numbers.dim() == 1 &&
+                      numbers.is_contiguous() && numbers.is_cuda() == rows.is_cuda(),
+                  "offsets, bounds and positions must be contiguous int64 on the rows' device");
+}
+
 inline Tensor new_rows(const Tensor& like, int64_t rows) {
   return torch::stable::new_empty(like, {rows, like.size(1)});
 }
 
 // The forward's arguments and its output, checked.
 inline std::tuple<PackForward, Tensor> prepare_forward(const Tensor& features, const Tensor& specials,
-                                                const Tensor& text, const Tensor& taps,
-                                                const Tensor& weights) {
+                                                const Tensor& text, const Tensor& positions,
+                                                const Tensor& taps, const Tensor& weights,
+                                                const Tensor& feature_positions) {
   check_rows(features, features);
   check_rows(specials, features);
   check_rows(text, features);
+  check_rows(positions, features);
   check_plan(taps, weights, features);
+  check_numbers(feature_positions, features);
+  const bool adds_positions = positions.size(0) > 0;
+  STD_TORCH_CHECK(!adds_positions || feature_positions.numel() == features.size(0),
+                  "there are positions of ", feature_positions.numel(), " features, and ",
+                  features.size(0), " features");
   STD_TORCH_CHECK(taps.dim() == 2 && taps.size(1) == kTaps, "taps must be [rows, ", kTaps, "]");
   Tensor out = new_rows(features, taps.size(0));
   const PackForward args{
       features.const_data_ptr(), specials.const_data_ptr(), text.const_data_ptr(),
       features.size(0),          specials.size(0),          data<int64_t>(taps),
       data<float>(weights),      out.mutable_data_ptr(),    taps.size(0),
-      features.size(1),
+      features.size(1),          positions.const_data_ptr(),
+      adds_positions ? data<int64_t>(feature_positions) : nullptr,
   };
   return {args, out};
 }
 
 struct Backward {
   PackBackward args;
-  Tensor features, specials, text, parts;
+  Tensor features, specials, text, positions, parts, view_parts;
+};
+
+// Which gradients are wanted.
+struct Wanted {
+  bool features, specials, text, positions;
 };
 
 // The backward's arguments and outputs, checked. A gradient that is not wanted has no rows.
 inline Backward prepare_backward(const Tensor& grad, const Tensor& offsets, const Tensor& rows,
-                          const Tensor& weights, int64_t num_features, int64_t num_specials,
-                          bool wants_features, bool wants_specials, bool wants_text) {
+                          const Tensor& weights, const Tensor& feature_positions,
+                          const Tensor& view_bounds, int64_t num_features, int64_t num_specials,
+                          int64_t num_positions, Wanted wants) {
   check_rows(grad, grad);
   check_plan(rows, weights, grad);
-  STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Long && offsets.is_contiguous() &&
-                      offsets.is_cuda() == grad.is_cuda(),
-                  "offsets must be contiguous int64 on the gradient's device");
+  for (const Tensor* numbers : {&offsets, &feature_positions, &view_bounds}) {
+    check_numbers(*numbers, grad);
+  }
   const int64_t first_text = num_features + num_specials;
   const int64_t num_text = offsets.numel() - 1 - first_text;
   STD_TORCH_CHECK(num_features >= 0 && num_specials >= 0 && num_text >= 0, "the plan has ",
                   offsets.numel() - 1, " table rows, fewer than features and special rows");
-  Tensor features = new_rows(grad, wants_features ? num_features : 0);
-  Tensor specials = new_rows(grad, wants_specials ? num_specials : 0);
-  Tensor text = new_rows(grad, wants_text ? num_text : 0);
+  Tensor features = new_rows(grad, wants.features ? num_features : 0);
+  Tensor specials = new_rows(grad, wants.specials ? num_specials : 0);
+  Tensor text = new_rows(grad, wants.text ? num_text : 0);
+  Tensor positions = new_rows(grad, wants.positions ? num_positions : 0);
+  const int64_t num_views = positions.size(0) > 0 ? view_bounds.numel() - 1 : 0;
+  STD_TORCH_CHECK(num_views >= 0, "view_bounds must have the first view's begin");
   const bool wide = grad.scalar_type() == ScalarType::Double;
-  Tensor parts = torch::stable::new_empty(grad, {specials.size(0), kSpecialParts, grad.size(1)},
-                                          wide ? ScalarType::Double : ScalarType::Float);
+  const ScalarType sums = wide ? ScalarType::Double : ScalarType::Float;
+  Tensor parts =
+      torch::stable::new_empty(grad, {specials.size(0), kSpecialParts, grad.size(1)}, sums);
+  Tensor view_parts = torch::stable::new_empty(grad, {num_views, kViewParts, grad.size(1)}, sums);
   const PackBackward args{
       grad.const_data_ptr(),       data<int64_t>(offsets),      data<int64_t>(rows),
       data<float>(weights),        features.mutable_data_ptr(), specials.mutable_data_ptr(),
       text.mutable_data_ptr(),     features.size(0),            specials.size(0),
       text.size(0),                num_features,                first_text,
       grad.size(1),                parts.mutable_data_ptr(),
+      positions.mutable_data_ptr(), positions.size(0),
+      num_views,                   data<int64_t>(view_bounds),
+      data<int64_t>(feature_positions), view_parts.mutable_data_ptr(),
   };
-  return {args, features, specials, text, parts};
+  return {args, features, specials, text, positions, parts, view_parts};
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 inline std::tuple<TilesToPatches, Tensor> prepare_patches(const Tensor& tiles, const Tensor& table,
                                                    int64_t patch) {

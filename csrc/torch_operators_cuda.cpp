@@ -12,24 +12,28 @@ void check_launch(const char* error, const char* name) {
   STD_TORCH_CHECK(error == nullptr, name, ": ", error);
 }
 
-Tensor visual_pack_cuda(Tensor features, Tensor specials, Tensor text, Tensor taps, Tensor weights,
-                        Tensor, Tensor, Tensor) {
+Tensor visual_pack_cuda(Tensor features, Tensor specials, Tensor text, Tensor positions, Tensor taps,
+                        Tensor weights, Tensor, Tensor, Tensor, Tensor feature_positions, Tensor) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  auto [args, out] = prepare_forward(features, specials, text, taps, weights);
+  auto [args, out] =
+      prepare_forward(features, specials, text, positions, taps, weights, feature_positions);
   check_launch(pack_forward_cuda(element_of(features), args, current_stream(features)),
                "visual_pack");
   return out;
 }
 
 Gradients visual_pack_backward_cuda(Tensor grad, Tensor offsets, Tensor rows, Tensor weights,
-                                    int64_t num_features, int64_t num_specials, bool wants_features,
-                                    bool wants_specials, bool wants_text) {
+                                    Tensor feature_positions, Tensor view_bounds,
+                                    int64_t num_features, int64_t num_specials,
+                                    int64_t num_positions, bool wants_features,
+                                    bool wants_specials, bool wants_text, bool wants_positions) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  const Backward b = prepare_backward(grad, offsets, rows, weights, num_features, num_specials,
-                                      wants_features, wants_specials, wants_text);
+  const Backward b = prepare_backward(grad, offsets, rows, weights, feature_positions, view_bounds,
+                                      num_features, num_specials, num_positions,
+                                      {wants_features, wants_specials, wants_text, wants_positions});
   check_launch(pack_backward_cuda(element_of(grad), b.args, current_stream(grad)),
                "visual_pack_backward");
-  return {b.features, b.specials, b.text};
+  return {b.features, b.specials, b.text, b.positions};
 }
 
 Tensor tiles_to_patches_cuda(Tensor tiles, Tensor table, int64_t patch) {

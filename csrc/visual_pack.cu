@@ -1,5 +1,5 @@
 // The visual packing operator on the GPU: a launch forward; a launch backward, and a small one that
-// adds up the parts of the special rows' gradients. No atomics: the same inputs give the same bits.
+// adds up the parts of the special rows' and the positions' gradients. No atomics: the same inputs give the same bits.
 //
 // No torch headers here: pointers and a stream come in, so that nvcc alone compiles this.
 #include "cuda_launch.h"
@@ -49,7 +49,7 @@ void launch_backward(const PackBackward& args, cudaStream_t stream) {
   const int64_t warps = count_backward_items(args) * slices_of(args.hidden / N);
   if (warps == 0) return;
   backward_kernel<T, N><<<grid_for(blocks_for(warps)), kThreads, 0, stream>>>(args);
-  const int64_t elements = args.num_specials * args.hidden;
+  const int64_t elements = count_summed_rows(args) * args.hidden;
   if (elements == 0) return;
   const int64_t blocks = (elements + kThreads - 1) / kThreads;
   specials_kernel<T><<<grid_for(blocks), kThreads, 0, stream>>>(args);
@@ -61,7 +61,8 @@ const char* pack_forward_cuda(Element element, const PackForward& args, void* st
   const auto on = static_cast<cudaStream_t>(stream);
   for_element(element, [&](auto zero) {
     using T = decltype(zero);
-    if (in_16_bytes(args.hidden * sizeof(T), args.features, args.specials, args.text, args.out)) {
+    if (in_16_bytes(args.hidden * sizeof(T), args.features, args.specials, args.text, args.positions,
+                    args.out)) {
       launch_forward<T, kVector<T>>(args, on);
     } else {
       launch_forward<T, 1>(args, on);
@@ -75,7 +76,7 @@ const char* pack_backward_cuda(Element element, const PackBackward& args, void* 
   for_element(element, [&](auto zero) {
     using T = decltype(zero);
     if (in_16_bytes(args.hidden * sizeof(T), args.grad, args.grad_features, args.grad_text,
-                    args.parts)) {
+                    args.parts, args.view_parts)) {
       launch_backward<T, kVector<T>>(args, on);
     } else {
       launch_backward<T, 1>(args, on);

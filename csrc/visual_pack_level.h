@@ -18,7 +18,7 @@ void forward_rows(const PackForward& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const UsedTaps<T> used = used_taps<T>(args, row);
     T* out = static_cast<T*>(args.out) + row * args.hidden;
-    if (used.count == 1 && used.weights[0] == 1) {
+    if (used.count == 1 && used.weights[0] == 1 && !used.has_positions) {
       memcpy(out, used.sources[0], args.hidden * sizeof(T));
       continue;
     }

@@ -77,12 +77,22 @@ HOST_DEVICE const T* table_row(const PackForward& args, int64_t row) {
   return static_cast<const T*>(table) + row * args.hidden;
 }
 
+// The row that is added to a table row by the position of its tile, or null.
+template <typename T>
+HOST_DEVICE const T* position_row(const PackForward& args, int64_t row) {
+  if (args.feature_positions == nullptr || row >= args.num_features) return nullptr;
+  const int64_t position = args.feature_positions[row];
+  return position < 0 ? nullptr : static_cast<const T*>(args.positions) + position * args.hidden;
+}
+
 // The taps of one packed row that are in use.
 template <typename T>
 struct UsedTaps {
   const T* sources[kTaps];
+  const T* positions[kTaps];  // rows to add to the sources, or null
   Sum<T> weights[kTaps];
   int count;
+  bool has_positions;
 };
 
 template <typename T>
@@ -92,12 +102,16 @@ HOST_DEVICE UsedTaps<T> used_taps(const PackForward& args, int64_t row) {
   for (int k = 0; k < kTaps; ++k) {
     const float weight = args.weights[row * kTaps + k];
     if (weight != 0.0f) {
-      const T* source = table_row<T>(args, args.taps[row * kTaps + k]);
+      const int64_t tap = args.taps[row * kTaps + k];
+      const T* source = table_row<T>(args, tap);
+      const T* position = position_row<T>(args, tap);
+      used.has_positions |= position != nullptr;
       // Not indexed by count: on the GPU that would put the array into slow local memory.
       UNROLL_LOOP
       for (int place = 0; place <= k; ++place) {
         if (place == used.count) {
           used.sources[place] = source;
+          used.positions[place] = position;
           used.weights[place] = weight;
         }
       }
@@ -107,8 +121,35 @@ HOST_DEVICE UsedTaps<T> used_taps(const PackForward& args, int64_t row) {
   return used;
 }
 
+// The same where rows are added to sources: the sources, then what is added to them.
+template <typename T, int N>
+HOST_DEVICE void sum_with_positions(const UsedTaps<T>& used, T* out, Span span) {
+  for (int64_t v = span.first + span.lane; v < span.last; v += span.lanes) {
+    Sum<T> sums[N] = {};
+    UNROLL_LOOP
+    for (int k = 0; k < kTaps; ++k) {
+      if (k >= used.count) continue;
+      const Vector<T, N> source = load<T, N>(used.sources[k] + v * N);
+      UNROLL_LOOP
+      for (int i = 0; i < N; ++i) sums[i] += used.weights[k] * widen(source.values[i]);
+    }
+    UNROLL_LOOP
+    for (int k = 0; k < kTaps; ++k) {
+      if (k >= used.count || used.positions[k] == nullptr) continue;
+      const Vector<T, N> position = load<T, N>(used.positions[k] + v * N);
+      UNROLL_LOOP
+      for (int i = 0; i < N; ++i) sums[i] += used.weights[k] * widen(position.values[i]);
+    }
+    Vector<T, N> result;
+    UNROLL_LOOP
+    for (int i = 0; i < N; ++i) narrow(sums[i], result.values[i]);
+    store(out + v * N, result);
+  }
+}
+
 template <typename T, int N>
 HOST_DEVICE void forward_row(const UsedTaps<T>& used, T* out, Span span) {
+  if (used.has_positions) return sum_with_positions<T, N>(used, out, span);
   switch (used.count) {
     case 0:
       return zero_row<T, N>(out, span);
@@ -130,9 +171,16 @@ struct Entries {
   int64_t begin;
   int64_t end;
   T* out;        // a whole row of a gradient, or null
-  Sum<T>* part;  // a part of a special row's sum, or null
+  Sum<T>* part;  // a part of the sum of a special row or of a view, or null
   bool is_copy;  // one entry of weight 1
 };
+
+// Part `part` of `parts` of the entries from begin to end.
+template <typename T>
+HOST_DEVICE Entries<T> part_of(int64_t begin, int64_t end, int64_t part, int64_t parts, Sum<T>* out) {
+  const int64_t length = end - begin;
+  return {begin + length * part / parts, begin + length * (part + 1) / parts, nullptr, out, false};
+}
 
 template <typename T>
 HOST_DEVICE Entries<T> backward_item(const PackBackward& args, int64_t item) {
@@ -140,12 +188,18 @@ HOST_DEVICE Entries<T> backward_item(const PackBackward& args, int64_t item) {
   if (item < special_items) {
     // First, as these are the longest.
     const int64_t row = args.first_special + item / kSpecialParts;
-    const int64_t part = item % kSpecialParts, begin = args.offsets[row];
-    const int64_t length = args.offsets[row + 1] - begin;
-    return {begin + length * part / kSpecialParts, begin + length * (part + 1) / kSpecialParts,
-            nullptr, static_cast<Sum<T>*>(args.parts) + item * args.hidden, false};
+    return part_of<T>(args.offsets[row], args.offsets[row + 1], item % kSpecialParts, kSpecialParts,
+                      static_cast<Sum<T>*>(args.parts) + item * args.hidden);
   }
   item -= special_items;
+  const int64_t view_items = args.num_views * kViewParts;
+  if (item < view_items) {
+    // The features of a view are table rows one after the other, and so are their uses.
+    const int64_t* bounds = args.view_bounds + item / kViewParts;
+    return part_of<T>(args.offsets[bounds[0]], args.offsets[bounds[1]], item % kViewParts, kViewParts,
+                      static_cast<Sum<T>*>(args.view_parts) + item * args.hidden);
+  }
+  item -= view_items;
   int64_t row = item;
   void* table = args.grad_features;
   if (item >= args.num_features) {
@@ -193,7 +247,7 @@ HOST_DEVICE void sum_entries(const PackBackward& args, const Entries<T>& entries
 
 // One element of a special row's gradient: its parts, in their order.
 template <typename T>
-HOST_DEVICE void sum_parts(const PackBackward& args, int64_t special, int64_t element) {
+HOST_DEVICE void sum_special(const PackBackward& args, int64_t special, int64_t element) {
   const Sum<T>* part =
       static_cast<const Sum<T>*>(args.parts) + special * kSpecialParts * args.hidden + element;
   Sum<T> sum = 0;
@@ -202,6 +256,29 @@ HOST_DEVICE void sum_parts(const PackBackward& args, int64_t special, int64_t el
 #endif
   for (int p = 0; p < kSpecialParts; ++p) sum += part[p * args.hidden];
   narrow(sum, static_cast<T*>(args.grad_specials)[special * args.hidden + element]);
+}
+
+// One element of a position's gradient: the parts of the views at it, in their order.
+template <typename T>
+HOST_DEVICE void sum_position(const PackBackward& args, int64_t position, int64_t element) {
+  Sum<T> sum = 0;
+  for (int64_t view = 0; view < args.num_views; ++view) {
+    const int64_t first = args.view_bounds[view];
+    // This rank may have none of a view's features.
+    if (first == args.view_bounds[view + 1] || args.feature_positions[first] != position) continue;
+    const Sum<T>* part =
+        static_cast<const Sum<T>*>(args.view_parts) + view * kViewParts * args.hidden + element;
+    UNROLL_LOOP
+    for (int p = 0; p < kViewParts; ++p) sum += part[p * args.hidden];
+  }
+  narrow(sum, static_cast<T*>(args.grad_positions)[position * args.hidden + element]);
+}
+
+// One element of a row that the second pass adds up: special rows, then positions.
+template <typename T>
+HOST_DEVICE void sum_parts(const PackBackward& args, int64_t row, int64_t element) {
+  if (row < args.num_specials) return sum_special<T>(args, row, element);
+  sum_position<T>(args, row - args.num_specials, element);
 }
 
 }  // namespace

@@ -58,7 +58,8 @@ HOST_DEVICE void forward_thread(const PackForward& args, Place place) {
 
 template <typename T, int N>
 HOST_DEVICE void backward_thread(const PackBackward& args, Place place) {
-  const int64_t items = args.num_specials * kSpecialParts + args.num_features + args.num_text;
+  const int64_t items = args.num_specials * kSpecialParts + args.num_views * kViewParts +
+                        args.num_features + args.num_text;
   for (Steps s(items, args.hidden / N, place); s.step < s.end; s.step += s.stride) {
     sum_entries<T, N>(args, backward_item<T>(args, s.item()), s.span());
   }
@@ -66,7 +67,7 @@ HOST_DEVICE void backward_thread(const PackBackward& args, Place place) {
 
 template <typename T>
 HOST_DEVICE void specials_thread(const PackBackward& args, Place place) {
-  const int64_t elements = args.num_specials * args.hidden;
+  const int64_t elements = (args.num_specials + args.num_positions) * args.hidden;
   for (int64_t at = place.block * kThreads + place.thread; at < elements;
        at += place.blocks * kThreads) {
     sum_parts<T>(args, at / args.hidden, at % args.hidden);

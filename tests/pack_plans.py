@@ -16,12 +16,27 @@ def plan_of(taps: torch.Tensor, weights: torch.Tensor, table_rows: int) -> PackP
     counts = torch.bincount(table, minlength=table_rows)
     offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     rows = used[order]
-    return PackPlan(taps, weights, offsets, rows // TAPS, weights.flatten()[rows])
+    none = torch.zeros(0, dtype=torch.int64)
+    return PackPlan(taps, weights, offsets, rows // TAPS, weights.flatten()[rows], none, none)
 
 
-def random_plan(rows: int, counts: tuple[int, int, int], generator: torch.Generator) -> PackPlan:
-    """Rows of every kind: copies of features, special rows and text, sums, and padding."""
-    table_rows = sum(counts)
+def with_positions(plan: PackPlan, features: int, positions: int, generator) -> PackPlan:
+    """The plan with a position, or none, for each of a few views, one of them without features."""
+    if not positions:
+        return plan
+    inner = torch.randint(0, features + 1, (3,), generator=generator).sort().values
+    bounds = torch.tensor([0, *inner.tolist(), int(inner[-1]), features])
+    of_view = torch.randint(-1, positions, (len(bounds) - 1,), generator=generator)
+    of_feature = of_view.repeat_interleave(bounds.diff())
+    return plan._replace(feature_positions=of_feature, view_bounds=bounds)
+
+
+def random_plan(rows: int, counts: tuple[int, ...], generator: torch.Generator) -> PackPlan:
+    """Rows of every kind: copies of features, special rows and text, sums, and padding.
+
+    counts: rows of the tables; the positions may be left out.
+    """
+    table_rows = sum(counts[:3])
     taps = torch.randint(0, table_rows, (rows, TAPS), generator=generator)
     used = torch.randint(0, TAPS + 1, (rows, 1), generator=generator)
     weights = torch.rand(rows, TAPS, generator=generator) - 0.25
@@ -31,23 +46,28 @@ def random_plan(rows: int, counts: tuple[int, int, int], generator: torch.Genera
         # A third of the rows are copies of one special row, as image_newline is.
         special = torch.rand(rows, generator=generator) < 1 / 3
         taps[:, 0] = torch.where(special & (used[:, 0] == 1), counts[0], taps[:, 0])
-    return plan_of(taps, weights, table_rows)
+    plan = plan_of(taps, weights, table_rows)
+    return with_positions(plan, counts[0], sum(counts[3:]), generator)
 
 
 def random_tables(
-    counts: tuple[int, int, int], hidden: int, dtype: torch.dtype, generator: torch.Generator
+    counts: tuple[int, ...], hidden: int, dtype: torch.dtype, generator: torch.Generator
 ) -> list[torch.Tensor]:
-    """Features, special rows and text embeddings of so many rows."""
+    """Features, special rows, text embeddings and perhaps positions of so many rows."""
     return [torch.randn(n, hidden, generator=generator).to(dtype) for n in counts]
 
 
-def slow_visual_pack(
-    tables: list[torch.Tensor], taps: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def slow_visual_pack(tables: list[torch.Tensor], plan: PackPlan) -> torch.Tensor:
     """Row by row and tap by tap in float64."""
-    table = torch.cat([part.double() for part in tables])
+    table = torch.cat([part.double() for part in tables[:3]])
+    of_feature = plan.feature_positions.tolist()
+    if of_feature:
+        positions = tables[3].double()
+        added = [positions[p] if p >= 0 else 0.0 * positions[0] for p in of_feature]
+        table = torch.cat((table[: len(added)] + torch.stack(added), table[len(added) :]))
     rows = []
-    for row_taps, row_weights in zip(taps.tolist(), weights.double().tolist(), strict=True):
+    weights = plan.weights.double().tolist()
+    for row_taps, row_weights in zip(plan.taps.tolist(), weights, strict=True):
         row = 0.0 * table[0]  # zeros that have a gradient
         for tap, weight in zip(row_taps, row_weights, strict=True):
             if weight != 0.0:

@@ -36,11 +36,9 @@ def _packed_rows(
     features: torch.Tensor,
     specials: torch.Tensor,
     text: torch.Tensor,
+    positions: torch.Tensor,
     taps: torch.Tensor,
-    weights: torch.Tensor,
-    csr_offsets: torch.Tensor,
-    csr_rows: torch.Tensor,
-    csr_weights: torch.Tensor,
+    *rest_of_plan: torch.Tensor,
 ) -> torch.Tensor:
     return features.new_empty(taps.shape[0], features.shape[1])
 
@@ -50,12 +48,16 @@ def _table_gradients(
     csr_offsets: torch.Tensor,
     csr_rows: torch.Tensor,
     csr_weights: torch.Tensor,
+    feature_positions: torch.Tensor,
+    view_bounds: torch.Tensor,
     num_features: int,
     num_specials: int,
+    num_positions: int,
     wants_features: bool,
     wants_specials: bool,
     wants_text: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    wants_positions: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A gradient that is not wanted has no rows."""
     num_text = csr_offsets.shape[0] - 1 - num_features - num_specials
     hidden = grad.shape[1]
@@ -63,6 +65,7 @@ def _table_gradients(
         grad.new_empty(num_features if wants_features else 0, hidden),
         grad.new_empty(num_specials if wants_specials else 0, hidden),
         grad.new_empty(num_text if wants_text else 0, hidden),
+        grad.new_empty(num_positions if wants_positions else 0, hidden),
     )
 
 
@@ -72,18 +75,18 @@ def _patch_rows(tiles: torch.Tensor, table: torch.Tensor, patch: int) -> torch.T
 
 
 def _save_plan(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-    features, specials, _, _, _, *transpose = inputs
-    ctx.save_for_backward(*transpose)
-    ctx.rows = features.shape[0], specials.shape[0]
+    features, specials, _, positions, _, _, *rest_of_plan = inputs
+    ctx.save_for_backward(*rest_of_plan)
+    ctx.rows = features.shape[0], specials.shape[0], positions.shape[0]
 
 
 def _visual_pack_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[:3]
+    wanted = ctx.needs_input_grad[:4]
     gradients = torch.ops.megatron_llava.visual_pack_backward(
         grad.contiguous(), *ctx.saved_tensors, *ctx.rows, *wanted
     )
     tables = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
-    return *tables, None, None, None, None, None
+    return *tables, *[None] * (len(ctx.needs_input_grad) - len(tables))
 
 
 if _COMPILED:

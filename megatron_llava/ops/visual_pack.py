@@ -1,7 +1,8 @@
 """The visual packing operator: every merge rule is a sparse sum of rows.
 
 Shape suffixes: F feature rows (all views of the pack), S special rows, N text rows, R packed rows,
-H hidden size, K taps per row (4), M table rows (F + S + N), U uses of table rows.
+H hidden size, K taps per row (4), M table rows (F + S + N), U uses of table rows, P positions of
+tiles in an image, V views.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ class PackPlan(NamedTuple):
     csr_weights: torch.Tensor
     """float32 [U], the weight of each use."""
 
+    feature_positions: torch.Tensor
+    """int64 [F], the position of each feature's tile, -1 for none; [0] where none is used."""
+
+    view_bounds: torch.Tensor
+    """int64 [V + 1], the features of view v are view_bounds[v] to view_bounds[v + 1], and have one
+    position; [0] where none is used."""
+
     @classmethod
     def of(cls, batch: TensorBatch) -> PackPlan:
         """The plan that a batch brings along."""
@@ -44,12 +52,15 @@ def visual_pack(
     specials_SH: torch.Tensor,
     text_embeddings_NH: torch.Tensor,
     plan: PackPlan,
+    positions_PH: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Build the rows of a pack from projected views, special rows and text embeddings.
 
     ``out[r] = sum over k of weights[r, k] * table[taps[r, k]]``, where ``table`` is the three
     inputs one below the other. Rows that are copied have one tap of weight 1; bilinear rows have up
-    to four; padding rows have none and are exactly zero. Differentiable in the three tables.
+    to four; padding rows have none and are exactly zero. Where ``positions`` are given, feature row
+    t is ``features[t] + positions[feature_positions[t]]``, and that sum is never stored.
+    Differentiable in all tables.
 
     The same inputs give the same bits, in the gradients as well, with any number of threads; the
     compiled operator gives the same bits on every processor.
@@ -59,13 +70,16 @@ def visual_pack(
         specials_SH: special rows in the same dtype; row 0 is ``image_newline``.
         text_embeddings_NH: embeddings of the text tokens of the pack, in the same dtype.
         plan: on the device of the tables.
+        positions_PH: learned rows, one for each place of a tile in an image, in the same dtype.
 
     Returns:
         Packed rows [R, H] in the dtype of the tables. Sums are formed in float32 (float64 for
         float64) and rounded once, in the backward as well: ``image_newline`` has thousands of uses
         in a pack.
     """
-    tables = features_FH, specials_SH, text_embeddings_NH
+    if positions_PH is None:
+        positions_PH = features_FH.new_empty(0, features_FH.shape[1])
+    tables = features_FH, specials_SH, text_embeddings_NH, positions_PH
     if compiled_for(features_FH):
         return torch.ops.megatron_llava.visual_pack(*(t.contiguous() for t in tables), *plan)
-    return visual_pack_torch(*tables, plan.taps, plan.weights)
+    return visual_pack_torch(*tables, plan.taps, plan.weights, plan.feature_positions)

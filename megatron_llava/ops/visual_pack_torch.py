@@ -14,12 +14,22 @@ def visual_pack_torch(
     features_FH: torch.Tensor,
     specials_SH: torch.Tensor,
     text_embeddings_NH: torch.Tensor,
+    positions_PH: torch.Tensor,
     taps_RK: torch.Tensor,
     weights_RK: torch.Tensor,
+    feature_positions_F: torch.Tensor,
 ) -> torch.Tensor:
-    """As ``visual_pack``, from the plan's taps and weights alone."""
+    """As ``visual_pack``, without the plan's transpose."""
     table_MH = torch.cat((features_FH, specials_SH, text_embeddings_NH))
-    return _RowSum.apply(table_MH, taps_RK, weights_RK)
+    if not len(positions_PH):
+        return _RowSum.apply(table_MH, taps_RK, weights_RK)
+    # The positions are a fourth part of the table, and each tap of a feature brings another one.
+    none = feature_positions_F.new_full((len(table_MH) - len(features_FH),), -1)
+    position_RK = torch.cat((feature_positions_F, none))[taps_RK]
+    has_position = position_RK >= 0
+    taps = torch.cat((taps_RK, (position_RK + len(table_MH)).where(has_position, 0)), dim=1)
+    weights = torch.cat((weights_RK, weights_RK.where(has_position, 0.0)), dim=1)
+    return _RowSum.apply(torch.cat((table_MH, positions_PH)), taps, weights)
 
 
 class _RowSum(torch.autograd.Function):

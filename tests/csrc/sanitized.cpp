@@ -77,9 +77,10 @@ void compare(const std::vector<double>& expected, const std::vector<T>& found, c
   }
 }
 
+// With positions, a row is added to the features of each view by its position, -1 being none.
 template <typename T>
 void check_pack(const PackLoops& loops, Element element, int64_t features, int64_t specials,
-                int64_t text, int64_t hidden) {
+                int64_t text, int64_t hidden, int64_t positions = 0) {
   const Plan plan = make_plan(70, features, specials, text);
   const auto table = filled<T>(plan.table_rows * hidden, true);
   const auto part = [&](int64_t first, int64_t count) {
@@ -88,21 +89,35 @@ void check_pack(const PackLoops& loops, Element element, int64_t features, int64
   const auto f = part(0, features), s = part(features, specials), n = part(features + specials, text);
   const auto grad = filled<T>(plan.rows * hidden, true);
   auto out = filled<T>(plan.rows * hidden, false);
+  const auto added = filled<T>(positions * hidden, true);
+  const std::vector<int64_t> bounds{0, features / 3, features / 3, features};
+  std::vector<int64_t> of_feature(features, -1);
+  if (positions > 0) {
+    const int64_t last = below(positions);
+    for (int64_t at = bounds[2]; at < features; ++at) of_feature[at] = last;
+  }
   const PackForward forward{f.data(),           s.data(),   n.data(),  features, specials,
-                            plan.taps.data(),   plan.weights.data(), out.data(), plan.rows, hidden};
+                            plan.taps.data(),   plan.weights.data(), out.data(), plan.rows, hidden,
+                            added.data(),       positions > 0 ? of_feature.data() : nullptr};
   loops.forward(element, forward, 0, plan.rows / 2);
   loops.forward(element, forward, plan.rows / 2, plan.rows);
 
   auto gf = filled<T>(features * hidden, false), gs = filled<T>(specials * hidden, false),
        gn = filled<T>(text * hidden, false);
   auto parts = filled<Sum<T>>(specials * kSpecialParts * hidden, false);
+  const int64_t views = positions > 0 ? 3 : 0;
+  auto gp = filled<T>(positions * hidden, false);
+  auto view_parts = filled<Sum<T>>(views * kViewParts * hidden, false);
   const PackBackward backward{grad.data(), plan.offsets.data(), plan.uses.data(),
                               plan.use_weights.data(), gf.data(), gs.data(), gn.data(), features,
-                              specials, text, features, features + specials, hidden, parts.data()};
+                              specials, text, features, features + specials, hidden, parts.data(),
+                              gp.data(), positions, views, bounds.data(), of_feature.data(),
+                              view_parts.data()};
   loops.backward(element, backward, 0, count_backward_items(backward));
-  loops.specials(element, backward, 0, specials * hidden);
+  loops.specials(element, backward, 0, count_summed_rows(backward) * hidden);
 
   std::vector<double> sums(plan.rows * hidden), gradients(plan.table_rows * hidden);
+  std::vector<double> of_positions(positions * hidden);
   for (int64_t at = 0; at < plan.rows * kTaps; ++at) {
     const double weight = plan.weights[at];
     if (weight == 0) continue;
@@ -110,12 +125,17 @@ void check_pack(const PackLoops& loops, Element element, int64_t features, int64
       const int64_t packed = at / kTaps * hidden + h, source = plan.taps[at] * hidden + h;
       sums[packed] += weight * static_cast<double>(widen(table[source]));
       gradients[source] += weight * static_cast<double>(widen(grad[packed]));
+      const int64_t position = plan.taps[at] < features ? of_feature[plan.taps[at]] : -1;
+      if (position < 0) continue;
+      sums[packed] += weight * static_cast<double>(widen(added[position * hidden + h]));
+      of_positions[position * hidden + h] += weight * static_cast<double>(widen(grad[packed]));
     }
   }
   gf.insert(gf.end(), gs.begin(), gs.end());
   gf.insert(gf.end(), gn.begin(), gn.end());
   compare(sums, out, "packed rows");
   compare(gradients, gf, "gradients");
+  compare(of_positions, gp, "gradients of positions");
 }
 
 void check_patches(int side, int patch) {
@@ -145,9 +165,9 @@ void check_patches(int side, int patch) {
 void check_level(const PackLoops& loops, const char* name) {
   for (const int64_t hidden : {1, 3, 16, 40, 64, 131}) {
     for (const int64_t specials : {0, 1, 3}) {
-      check_pack<float>(loops, Element::kFloat32, 20, specials, 9, hidden);
+      check_pack<float>(loops, Element::kFloat32, 20, specials, 9, hidden, 4);
       check_pack<double>(loops, Element::kFloat64, 5, specials, 0, hidden);
-      check_pack<BFloat16>(loops, Element::kBFloat16, 12, specials, 3, hidden);
+      check_pack<BFloat16>(loops, Element::kBFloat16, 12, specials, 3, hidden, specials);
       check_pack<Float16>(loops, Element::kFloat16, 1, specials, 30, hidden);
     }
   }

@@ -15,7 +15,7 @@ from megatron_llava.ops.tiles_to_patches import pixel_table, tiles_to_patches
 from megatron_llava.ops.visual_pack import visual_pack
 
 ROOT = Path(__file__).parents[2]
-SPECIAL_PARTS = 64
+SPECIAL_PARTS, VIEW_PARTS = 64, 8
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 pytestmark = [
@@ -40,6 +40,7 @@ class Forward(Arguments):
         *[(f"count{n}", ctypes.c_int64) for n in range(2)],
         *[(name, ctypes.c_void_p) for name in ("taps", "weights", "out")],
         *[(name, ctypes.c_int64) for name in ("num_rows", "hidden")],
+        *[(name, ctypes.c_void_p) for name in ("positions", "feature_positions")],
     ]
 
 
@@ -49,7 +50,9 @@ class Backward(Arguments):
         *[(f"grad{n}", ctypes.c_void_p) for n in range(3)],
         *[(f"count{n}", ctypes.c_int64) for n in range(3)],
         *[(name, ctypes.c_int64) for name in ("first_special", "first_text", "hidden")],
-        ("parts", ctypes.c_void_p),
+        *[(name, ctypes.c_void_p) for name in ("parts", "grad_positions")],
+        *[(name, ctypes.c_int64) for name in ("num_positions", "num_views")],
+        *[(name, ctypes.c_void_p) for name in ("view_bounds", "feature_positions", "view_parts")],
     ]
 
 
@@ -84,18 +87,20 @@ def test_packing_by_threads_equals_the_operator(
     by_threads, dtype, hidden, wide, reversed_order, blocks
 ):
     generator = torch.Generator().manual_seed(hidden)
-    counts, rows = (9, 2, 6), 21
+    counts, rows = (9, 2, 6, 3), 21
     tables = random_tables(counts, hidden, dtype, generator)
     plan = random_plan(rows, counts, generator)
     how = DTYPES.index(dtype), int(wide)
 
     out = poisoned(rows, hidden, dtype=dtype)
-    forward = Forward.of(*tables, *counts[:2], plan.taps, plan.weights, out, rows, hidden)
+    added = tables[3], plan.feature_positions
+    *three, _ = tables
+    forward = Forward.of(*three, *counts[:2], plan.taps, plan.weights, out, rows, hidden, *added)
     by_threads.forward_by_threads(
         *how, ctypes.byref(forward), ctypes.c_int64(blocks), int(reversed_order)
     )
     leaves = [table.clone().requires_grad_() for table in tables]
-    expected = visual_pack(*leaves, plan)
+    expected = visual_pack(*leaves[:3], plan, leaves[3])
     assert torch.equal(out, expected)
 
     grad = torch.randn(rows, hidden, generator=generator).to(dtype)
@@ -103,7 +108,17 @@ def test_packing_by_threads_equals_the_operator(
     sum_dtype = torch.promote_types(dtype, torch.float32)
     parts = poisoned(counts[1], SPECIAL_PARTS, hidden, dtype=sum_dtype)
     places = counts[0], sum(counts[:2]), hidden
-    backward = Backward.of(grad, *plan[2:], *gradients, *counts, *places, parts)
+    num_views = len(plan.view_bounds) - 1
+    view_parts = poisoned(num_views, VIEW_PARTS, hidden, dtype=sum_dtype)
+    of_views = num_views, plan.view_bounds, plan.feature_positions, view_parts
+    backward = Backward.of(
+        *(grad, *plan[2:5]),
+        *gradients[:3],
+        *counts[:3],
+        *places,
+        *(parts, gradients[3], counts[3]),
+        *of_views,
+    )
     by_threads.backward_by_threads(
         *how, ctypes.byref(backward), ctypes.c_int64(blocks), int(reversed_order)
     )

@@ -28,6 +28,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Rows of whole 16-byte vectors, of less than one warp's slice, of a slice and a bit, and of none.
 HIDDEN_SIZES = [8, 64, 1032, 3584, 1, 77]
 COUNTS = 300, 3, 120
+WITH_POSITIONS = *COUNTS, 7
 
 
 def problem(rows=700, hidden=64, dtype=torch.float32, counts=COUNTS):
@@ -45,31 +46,35 @@ def cuda(plan: PackPlan) -> PackPlan:
 def run(tables, plan, grad):
     """The packed rows and the three gradients, on the GPU."""
     plan = cuda(plan)
-    return with_gradients(
-        lambda *t: visual_pack(*t, plan), [table.cuda() for table in tables], grad.cuda()
-    )
+    return with_gradients(lambda *t: pack(t, plan), [table.cuda() for table in tables], grad.cuda())
 
 
+def pack(tables, plan):
+    """The operator on three tables, or four with the positions."""
+    return visual_pack(*tables[:3], plan, *tables[3:])
+
+
+@pytest.mark.parametrize("counts", [COUNTS, WITH_POSITIONS], ids=["plain", "positions"])
 @pytest.mark.parametrize("hidden", HIDDEN_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_equals_float64_and_the_cpu_bit_for_bit(dtype, hidden):
-    tables, plan, grad = problem(hidden=hidden, dtype=dtype)
+def test_packing_equals_float64_and_the_cpu_bit_for_bit(dtype, hidden, counts):
+    tables, plan, grad = problem(hidden=hidden, dtype=dtype, counts=counts)
     found = [result.cpu() for result in run(tables, plan, grad)]
-    slow = with_gradients(lambda *t: slow_visual_pack(t, *plan[:2]), tables, grad)
+    slow = with_gradients(lambda *t: slow_visual_pack(t, plan), tables, grad)
     last = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype, 0.0)
     for result, expected in zip(found, slow, strict=True):
         error = (result.double() - expected.double()).abs()
         assert (error <= last * expected.double().abs() + 1e-4).all()
-    on_cpu = with_gradients(lambda *t: visual_pack(*t, plan), tables, grad)
+    on_cpu = with_gradients(lambda *t: pack(t, plan), tables, grad)
     assert all(torch.equal(a, b) for a, b in zip(found, on_cpu, strict=True))
 
 
-@pytest.mark.parametrize("counts", [(5, 0, 0), (1, 1, 0), (2000, 1, 500)])
+@pytest.mark.parametrize("counts", [(5, 0, 0), (1, 1, 0), (2000, 1, 500), (9, 0, 1, 3)])
 @pytest.mark.parametrize("rows", [0, 1, 40, 5000])
 def test_small_and_large_packs(rows, counts):
     tables, plan, grad = problem(rows, 256, torch.bfloat16, counts)
     found = run(tables, plan, grad)
-    on_cpu = with_gradients(lambda *t: visual_pack(*t, plan), tables, grad)
+    on_cpu = with_gradients(lambda *t: pack(t, plan), tables, grad)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(found, on_cpu, strict=True))
 
 
@@ -89,7 +94,7 @@ def test_rows_that_begin_anywhere_in_memory():
 
 
 def test_ten_runs_give_the_same_bits():
-    tables, plan, grad = problem(4000, 512, torch.bfloat16)
+    tables, plan, grad = problem(4000, 512, torch.bfloat16, WITH_POSITIONS)
     runs = [run(tables, plan, grad) for _ in range(10)]
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
@@ -98,7 +103,7 @@ def test_ten_runs_give_the_same_bits():
 @pytest.mark.parametrize("hidden", [64, 77])
 def test_every_element_of_the_outputs_is_written(hidden):
     """New memory is filled with NaN; nothing of that may remain."""
-    tables, plan, grad = problem(hidden=hidden)
+    tables, plan, grad = problem(hidden=hidden, counts=WITH_POSITIONS)
     expected = run(tables, plan, grad)
     assert torch.utils.deterministic.fill_uninitialized_memory
     try:
@@ -183,13 +188,13 @@ def test_nothing_waits_for_the_gpu():
 
 
 def test_gradcheck_in_float64():
-    tables, plan, _ = problem(12, 3, torch.float64, (5, 2, 4))
+    tables, plan, _ = problem(12, 3, torch.float64, (5, 2, 4, 3))
     plan = cuda(plan)
     leaves = [table.cuda().requires_grad_() for table in tables]
-    assert torch.autograd.gradcheck(lambda *t: visual_pack(*t, plan), leaves)
+    assert torch.autograd.gradcheck(lambda *t: pack(t, plan), leaves)
 
 
 def test_opcheck_finds_nothing_wrong():
-    tables, plan, _ = problem(12, 8, torch.float32, (5, 2, 4))
+    tables, plan, _ = problem(12, 8, torch.float32, (5, 2, 4, 3))
     leaves = [table.cuda().requires_grad_() for table in tables]
     torch.library.opcheck(torch.ops.megatron_llava.visual_pack.default, (*leaves, *cuda(plan)))

@@ -11,7 +11,7 @@ from megatron_llava.ops.tiles_to_patches import pixel_table, tiles_to_patches
 from megatron_llava.ops.visual_pack import visual_pack
 from megatron_llava.platform import extension
 
-COUNTS = 6, 2, 5
+COUNTS = 6, 2, 5, 3
 
 
 def test_the_library_is_there_wherever_a_compiler_is():
@@ -37,8 +37,8 @@ def test_opcheck_finds_nothing_wrong(problem):
     operators = torch.ops.megatron_llava
     torch.library.opcheck(operators.visual_pack.default, (*leaves, *plan))
     transpose = plan[2:]
-    for wanted in ((True, True, True), (False, True, False)):
-        arguments = torch.randn(40, 20), *transpose, *COUNTS[:2], *wanted
+    for wanted in ((True, True, True, True), (False, True, False, False)):
+        arguments = torch.randn(40, 20), *transpose, *COUNTS[:2], COUNTS[3], *wanted
         torch.library.opcheck(operators.visual_pack_backward.default, arguments)
     tiles = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8)
     table = pixel_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), torch.bfloat16)
@@ -49,13 +49,29 @@ def test_opcheck_finds_nothing_wrong(problem):
 def test_torch_compile_sees_no_graph_break(problem):
     tables, plan = problem
 
-    def model(features, specials, text):
-        return visual_pack(features.sin(), specials, text, plan).cos()
+    def model(features, specials, text, positions):
+        return visual_pack(features.sin(), specials, text, plan, positions).cos()
 
     traced = torch.compile(model, backend="aot_eager", fullgraph=True)
     grad = torch.randn(40, 20)
     found, expected = with_gradients(traced, tables, grad), with_gradients(model, tables, grad)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def pack(tables, plan):
+    features, specials, text, positions = tables
+    return visual_pack(features, specials, text, plan, positions)
+
+
+@needs_library
+def test_a_position_that_no_tile_has_is_refused(problem):
+    tables, plan = problem
+    wrong = plan.feature_positions.clone()
+    wrong[2] = COUNTS[3]
+    with pytest.raises(RuntimeError, match=r"position outside of \[-1, 3\)"):
+        pack(tables, plan._replace(feature_positions=wrong))
+    with pytest.raises(RuntimeError, match="positions of 5 features, and 6 features"):
+        pack(tables, plan._replace(feature_positions=wrong[:5]))
 
 
 @needs_library
@@ -65,7 +81,7 @@ def test_a_plan_that_names_a_row_outside_of_the_tables_is_refused(problem, row):
     taps, weights = plan.taps.clone(), plan.weights.clone()
     taps[7, 1], weights[7, 1] = row, 0.5
     with pytest.raises(RuntimeError, match=r"outside of \[0, 13\)"):
-        visual_pack(*tables, plan._replace(taps=taps, weights=weights))
+        pack(tables, plan._replace(taps=taps, weights=weights))
 
 
 @needs_library
@@ -75,20 +91,21 @@ def test_a_plan_that_names_a_row_outside_of_the_tables_is_refused(problem, row):
         ("csr_rows", 0, 40, r"outside of \[0, 40\)"),
         ("csr_offsets", 3, 10**9, "offsets must rise"),
         ("csr_offsets", -1, 1, "offsets must rise"),
+        ("view_bounds", 2, 99, "offsets must rise"),
     ],
 )
 def test_a_transpose_that_is_none_is_refused(problem, field, place, value, message):
     tables, plan = problem
     wrong = getattr(plan, field).clone()
     wrong[place] = value
-    out = visual_pack(*(t.requires_grad_() for t in tables), plan._replace(**{field: wrong}))
+    out = pack([t.requires_grad_() for t in tables], plan._replace(**{field: wrong}))
     with pytest.raises(RuntimeError, match=message):
         out.sum().backward()
 
 
 @needs_library
 def test_tables_of_different_types_are_refused(problem):
-    (features, specials, text), plan = problem
+    (features, specials, text, _), plan = problem
     with pytest.raises(RuntimeError, match="one dtype"):
         visual_pack(features, specials.bfloat16(), text, plan)
     with pytest.raises(RuntimeError, match=r"\[rows, 20\]"):

@@ -4,21 +4,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pack_plans import TAPS, plan_of, random_plan, random_tables, slow_visual_pack, with_gradients
+from pack_plans import (
+    TAPS,
+    plan_of,
+    random_plan,
+    random_tables,
+    slow_visual_pack,
+    with_gradients,
+    with_positions,
+)
 
 from megatron_llava.ops.operators import compiled_for
 from megatron_llava.ops.visual_pack import visual_pack
 from megatron_llava.ops.visual_pack_torch import visual_pack_torch
 
 
-def plain(features, specials, text, plan):
-    return visual_pack_torch(features, specials, text, plan.taps, plan.weights)
+def plain(features, specials, text, *rest):
+    *positions, plan = rest
+    positions = positions[0] if positions else features[:0]
+    plan = plan.taps, plan.weights, plan.feature_positions
+    return visual_pack_torch(features, specials, text, positions, *plan)
 
 
-def compiled(features, specials, text, plan):
+def compiled(features, specials, text, *rest):
     if not compiled_for(features):
         pytest.skip("the package was installed without a compiler")
-    return visual_pack(features, specials, text, plan)
+    *positions, plan = rest
+    return visual_pack(features, specials, text, plan, *positions)
 
 
 both = pytest.mark.parametrize("operator", [compiled, plain])
@@ -28,17 +40,19 @@ both = pytest.mark.parametrize("operator", [compiled, plain])
 def problems(draw):
     """Tables, a plan of 0 to 4 taps in any columns, and a gradient of the output."""
     counts = draw(st.integers(1, 9)), draw(st.integers(0, 3)), draw(st.integers(0, 6))
+    positions = draw(st.sampled_from([0, 0, 1, 4]))
     rows, hidden = draw(st.integers(0, 12)), draw(st.sampled_from([1, 2, 5, 16, 33, 64, 150]))
     most = draw(st.sampled_from([0, 1, TAPS]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    tables = random_tables(counts, hidden, dtype, generator)
+    tables = random_tables((*counts, positions)[: 4 if positions else 3], hidden, dtype, generator)
     taps = torch.randint(0, sum(counts), (rows, TAPS), generator=generator)
     weights = torch.randn(rows, TAPS, generator=generator)
     used = torch.rand(rows, TAPS, generator=generator).argsort(1) < torch.randint(
         0, most + 1, (rows, 1), generator=generator
     )
     plan = plan_of(taps.where(used, 0), torch.where(used, weights, 0.0), sum(counts))
+    plan = with_positions(plan, counts[0], positions, generator)
     return tables, plan, torch.randn(rows, hidden, generator=generator).to(dtype)
 
 
@@ -56,7 +70,7 @@ def test_equals_the_slow_loop_forward_and_backward(operator, problem):
     tables, plan, grad = problem
     dtype = tables[0].dtype
     results = with_gradients(lambda *t: operator(*t, plan), tables, grad)
-    expected = with_gradients(lambda *t: slow_visual_pack(t, *plan[:2]), tables, grad)
+    expected = with_gradients(lambda *t: slow_visual_pack(t, plan), tables, grad)
     for found, wanted in zip(results, expected, strict=True):
         assert found.dtype == dtype and found.shape == wanted.shape
         assert ((found - wanted).abs() <= tolerance(dtype, wanted.double())).all()
@@ -72,7 +86,7 @@ def test_compiled_rows_equal_the_plain_ones_bit_for_bit(problem):
 @both
 def test_the_same_inputs_give_the_same_bits_with_any_number_of_threads(operator):
     generator = torch.Generator().manual_seed(0)
-    counts = 90, 2, 60
+    counts = 90, 2, 60, 5
     tables = random_tables(counts, 300, torch.float32, generator)
     plan, grad = random_plan(500, counts, generator), torch.randn(500, 300, generator=generator)
     threads = torch.get_num_threads()
@@ -91,12 +105,13 @@ def test_the_same_inputs_give_the_same_bits_with_any_number_of_threads(operator)
 @pytest.mark.parametrize("most", [1, TAPS])
 def test_gradcheck_in_float64(operator, most):
     generator = torch.Generator().manual_seed(most)
-    tables = [torch.randn(n, 3, generator=generator).double().requires_grad_() for n in (5, 1, 4)]
+    tables = random_tables((5, 1, 4, 3), 3, torch.float64, generator)
+    tables = [table.requires_grad_() for table in tables]
     taps = torch.randint(0, 10, (8, TAPS), generator=generator)
     weights = torch.randn(8, TAPS, generator=generator)
     weights[:, most:] = 0.0
     weights[3] = 0.0
-    plan = plan_of(taps, weights, 10)
+    plan = with_positions(plan_of(taps, weights, 10), 5, 3, generator)
     assert torch.autograd.gradcheck(lambda *t: operator(*t, plan), tables)
 
 
@@ -156,12 +171,12 @@ def test_a_row_does_not_depend_on_the_other_rows_of_the_pack(operator):
 @both
 def test_a_frozen_table_gets_no_gradient(operator):
     generator = torch.Generator().manual_seed(0)
-    counts = 6, 2, 5
+    counts = 6, 2, 5, 3
     plan = random_plan(40, counts, generator)
     tables = random_tables(counts, 3, torch.float32, generator)
     grad = torch.randn(40, 3, generator=generator)
     _, *expected = with_gradients(lambda *t: operator(*t, plan), tables, grad)
-    for trained in range(3):
+    for trained in range(4):
         leaves = [t.clone().requires_grad_(n == trained) for n, t in enumerate(tables)]
         operator(*leaves, plan).backward(grad)
         for number, leaf in enumerate(leaves):
@@ -174,7 +189,7 @@ def test_a_frozen_table_gets_no_gradient(operator):
 @both
 def test_tables_and_gradients_need_not_be_contiguous(operator):
     generator = torch.Generator().manual_seed(0)
-    counts = 6, 2, 5
+    counts = 6, 2, 5, 3
     plan = random_plan(9, counts, generator)
     tables = random_tables(counts, 4, torch.float32, generator)
     grad = torch.randn(4, 9, generator=generator).T
@@ -189,7 +204,7 @@ def test_tables_and_gradients_need_not_be_contiguous(operator):
 def test_every_element_of_the_outputs_is_written(operator, hidden):
     """New memory is filled with NaN; nothing of that may remain."""
     generator = torch.Generator().manual_seed(0)
-    counts = 60, 2, 50
+    counts = 60, 2, 50, 9
     plan = random_plan(40, counts, generator)
     tables = random_tables(counts, hidden, torch.float32, generator)
     grad = torch.randn(40, hidden, generator=generator)
@@ -201,3 +216,21 @@ def test_every_element_of_the_outputs_is_written(operator, hidden):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@both
+def test_positions_of_zeros_change_no_bit_and_only_used_ones_have_a_gradient(operator):
+    generator = torch.Generator().manual_seed(0)
+    counts = 60, 2, 50, 9
+    plan = random_plan(40, counts, generator)
+    tables = random_tables(counts, 24, torch.bfloat16, generator)
+    tables[3].zero_()
+    grad = torch.randn(40, 24, generator=generator)
+    out, *gradients = with_gradients(lambda *t: operator(*t, plan), tables, grad)
+    expected = with_gradients(lambda *t: operator(*t, plan), tables[:3], grad)
+    assert all(torch.equal(a, b) for a, b in zip([out, *gradients[:3]], expected, strict=True))
+    used_features = plan.taps[plan.weights != 0]
+    used_features = used_features[used_features < counts[0]]
+    used = plan.feature_positions[used_features].unique()
+    has_gradient = gradients[3].any(1).nonzero().squeeze(1)
+    assert has_gradient.tolist() == used[used >= 0].tolist() != []
