@@ -66,6 +66,9 @@ class ImageSettings:
     image_start_end: bool = False
     """Whether learned rows stand before and behind the tokens of each image."""
 
+    tile_position_embedding: bool = False
+    """Whether a learned row is added to the features of a tile, by its place in the grid."""
+
     def __post_init__(self) -> None:
         check_patch_size(self.tile_size, self.patch_size)
         if not self._is_known_aspect_ratio():
@@ -78,6 +81,11 @@ class ImageSettings:
         check_choice("--unpad-round", self.unpad_round, UNPAD_ROUNDINGS)
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
         self._check_pinpoints()
+        if self.tile_position_embedding and not self.uses_grid:
+            raise ValueError(
+                f"--tile-position-embedding needs tiles, which --image-aspect-ratio "
+                f"{self.image_aspect_ratio} never makes: choose an anyres mode or drop it"
+            )
         _check_channels("image_mean", self.image_mean, minimum=0.0)
         _check_channels("image_std", self.image_std, minimum=math.ulp(0.0))
 
@@ -119,6 +127,16 @@ class ImageSettings:
         if self.image_start_end:
             return 4
         return 2 if self.image_separator else 1
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """(rows, columns) that tiles have places in, of the largest grids; (0, 0) where positions
+        are off."""
+        if not self.tile_position_embedding:
+            return 0, 0
+        pinpoints = self.grid_pinpoints
+        columns, rows = (max(sides) // self.tile_size for sides in zip(*pinpoints, strict=True))
+        return rows, columns
 
     def _number_of(self, mode: str) -> int | None:
         match = _ANYRES_NUMBER.fullmatch(self.image_aspect_ratio)

@@ -181,6 +181,22 @@ class ImageConfig:
         "Rounding of the unpadded size: the original code's or transformers'",
         from_checkpoint="overridable",
     )
+    image_separator: bool = flag(
+        False,
+        "A learned row before each image of a sample but the first",
+        from_checkpoint="overridable",
+    )
+    image_start_end: bool = flag(
+        False,
+        "Learned rows before and behind the tokens of each image",
+        from_checkpoint="overridable",
+    )
+    tile_position_embedding: bool = flag(
+        False,
+        "A learned row, zero at first, that is added to the features of a tile by its place in the "
+        "grid",
+        from_checkpoint="overridable",
+    )
     image_mean: tuple[float, ...] | None = flag(
         None,
         "Mean of the red, green and blue channel, of 1",

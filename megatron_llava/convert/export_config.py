@@ -22,6 +22,9 @@ FIXED_IN_HF = {
     "image_aspect_ratio": "anyres",
     "mm_patch_merge_type": "spatial_unpad",
     "unpad_round": "hf",
+    "image_separator": False,
+    "image_start_end": False,
+    "tile_position_embedding": False,
 }
 STATED_IN_HF = (
     "language_model_type",

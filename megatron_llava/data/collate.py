@@ -27,6 +27,7 @@ from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.share import dealt_views
 from megatron_llava.data.store import Sample
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
+from megatron_llava.vision.tile_positions import NO_POSITION, view_positions
 from megatron_llava.vision.tiles import image_views, open_image
 
 
@@ -104,6 +105,7 @@ def collate(
     token_ids = text.tokens[~text.is_image]
     table_rows = num_features + num_special_rows(settings, None) + len(token_ids)
     uses = planner.transpose(taps, weights, table_rows)
+    feature_positions, view_bounds = _positions(visuals, settings)
     return PackedBatch(
         token_ids=token_ids,
         position_ids=np.arange(total_rows) - sequence_starts,
@@ -118,6 +120,8 @@ def collate(
         csr_offsets=uses.offsets,
         csr_rows=uses.rows,
         csr_weights=uses.weights,
+        feature_positions=feature_positions,
+        view_bounds=view_bounds,
         tiles=_tiles(samples, views, settings, dealt_views(num_views, *view_share))
         if with_pixels
         else None,
@@ -169,6 +173,23 @@ def _count(
         ends = np.cumsum([len(sample.image_sizes) for sample in samples])
         source = samples[int(np.searchsorted(ends, error.visual, side="right"))].source
         raise ValueError(f"{source}: {error}") from error
+
+
+def _positions(
+    visuals: Visuals, settings: ImageSettings
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions [F] of the features, and the bounds [V + 1] of the views among them."""
+    if not settings.tile_position_embedding:
+        nothing: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        return nothing, nothing
+    of_views: list[int] = []
+    for width, height, _, single_view, _ in visuals.tolist():
+        of_views += view_positions((width, height), settings, single_view=bool(single_view))
+    # A pack without an image has one view all the same, which no row uses.
+    of_views = of_views or [NO_POSITION]
+    tokens = settings.tokens_per_view
+    positions = np.repeat(np.array(of_views, dtype=np.int64), tokens)
+    return positions, np.arange(len(of_views) + 1, dtype=np.int64) * tokens
 
 
 def _tiles(

@@ -82,6 +82,13 @@ class PackedBatch:
     csr_weights: NDArray[np.float32]
     """[U], weight of each use."""
 
+    feature_positions: NDArray[np.int64]
+    """[F], the position of each feature's tile, -1 for none; [0] where positions are off."""
+
+    view_bounds: NDArray[np.int64]
+    """[V + 1], this rank's features of view v are view_bounds[v] to view_bounds[v + 1]; [0] where
+    positions are off."""
+
     tiles: NDArray[np.uint8] | None
     """[v, 3, S, S], v views of this rank's share, a zero view where that is empty; None without
     pixels. The share of a rank alone are all V views."""
@@ -131,6 +138,8 @@ class TensorBatch:
     csr_offsets: torch.Tensor
     csr_rows: torch.Tensor
     csr_weights: torch.Tensor
+    feature_positions: torch.Tensor
+    view_bounds: torch.Tensor
     tiles: torch.Tensor | None
     loss_samples: torch.Tensor
     sample_loss_tokens: torch.Tensor

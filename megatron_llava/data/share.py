@@ -106,6 +106,8 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
     weights = batch.weights[mine]
     table_rows = len(needed[share.context_rank]) + num_specials + len(token_ids)
     uses = row_planner().transpose(taps, weights, table_rows)
+    own_features = needed[share.context_rank]
+    has_positions = len(batch.view_bounds) > 0
     place = np.full(len(batch.position_ids), -1, dtype=np.int64)
     place[mine] = np.arange(len(mine))
     loss_rows = place[batch.loss_rows]
@@ -119,6 +121,8 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
         csr_offsets=uses.offsets,
         csr_rows=uses.rows,
         csr_weights=uses.weights,
+        feature_positions=batch.feature_positions[own_features if has_positions else slice(0)],
+        view_bounds=np.searchsorted(own_features, batch.view_bounds),
         loss_rows=loss_rows[here],
         loss_labels=batch.loss_labels[here],
         loss_samples=batch.loss_samples[here],

@@ -64,15 +64,13 @@ def build_llava_model(
         vision_projection = PROJECTORS[config.vision.mm_projector_type](
             projector_transformer_config(config), vision_core.hidden_size
         )
-    settings = image_settings(config)
     return LlavaModel(
         core,
         language_model,
         language.vocab_size,
         vision_model,
         vision_projection,
-        settings.image_mean,
-        settings.image_std,
+        image_settings(config),
         _view_group(config.parallel),
     )
 

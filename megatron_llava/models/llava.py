@@ -17,7 +17,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
+from megatron_llava.models.image_rows import add_image_rows, position_rows, special_rows
 from megatron_llava.models.projector import Projector
 from megatron_llava.models.specs import PackedSequences
 from megatron_llava.models.vision_tower import VisionTower
@@ -29,9 +31,10 @@ from megatron_llava.ops.visual_pack import PackPlan, visual_pack
 class LlavaModel(MegatronModule):
     """A LLaVA-NeXT model over packed batches.
 
-    The vision tower, projector and ``image_newline`` live on the first pipeline stage only. Every
-    microbatch runs the tower, on a dummy view when it has no image, so that every data-parallel
-    rank produces every gradient in every microbatch and overlapped reductions never wait for one.
+    The vision tower, projector and the learned rows of images (``image_newline``, ...) live on the
+    first pipeline stage only. Every microbatch runs the tower, on a dummy view when it has no
+    image, so that every data-parallel rank produces every gradient in every microbatch and
+    overlapped reductions never wait for one.
 
     Args:
         config: core's configuration of the language model.
@@ -40,8 +43,7 @@ class LlavaModel(MegatronModule):
             softmax.
         vision_model: the tower, None except on the first stage.
         vision_projection: the projector, None except on the first stage.
-        image_mean: per-channel mean of the tower's input.
-        image_std: per-channel standard deviation of the tower's input.
+        settings: how pixels are normalised, and which learned rows images have.
         view_group: the ranks that share the views of a pack, None where each has all of its packs.
     """
 
@@ -52,8 +54,7 @@ class LlavaModel(MegatronModule):
         vocab_size: int,
         vision_model: VisionTower | None,
         vision_projection: Projector | None,
-        image_mean: tuple[float, ...],
-        image_std: tuple[float, ...],
+        settings: ImageSettings,
         view_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(config=config)
@@ -66,18 +67,16 @@ class LlavaModel(MegatronModule):
             language_model.share_embeddings_and_output_weights
         )
         self.vocab_size = vocab_size
+        self.image_settings = settings
         self.view_group = view_group
         if self.pre_process:
             assert vision_model is not None and vision_projection is not None
             self.vision_model = vision_model
             # On the device from the start: a step waits for no copy from the host.
-            table = pixel_table(image_mean, image_std, config.params_dtype)
+            table = pixel_table(settings.image_mean, settings.image_std, config.params_dtype)
             self.register_buffer("pixel_table", table, persistent=False)
             self.vision_projection = vision_projection
-            scale = config.hidden_size**-0.5
-            self.image_newline = torch.nn.Parameter(
-                torch.randn(config.hidden_size, dtype=config.params_dtype) * scale
-            )
+            add_image_rows(self, settings, config.hidden_size, config.params_dtype)
         if self.post_process:
             # Rows are gathered before the few that carry a loss are picked, not by the output
             # layer.
@@ -126,7 +125,13 @@ class LlavaModel(MegatronModule):
         if features_FH is None:
             features_FH = self.encode_images(batch.tiles, batch.exchange)
         text_NH = self.language_model.embedding.word_embeddings(batch.token_ids[None])[0]
-        packed_RH = visual_pack(features_FH, self.image_newline[None], text_NH, PackPlan.of(batch))
+        packed_RH = visual_pack(
+            features_FH,
+            special_rows(self, self.image_settings),
+            text_NH,
+            PackPlan.of(batch),
+            position_rows(self),
+        )
         rows_RBH = packed_RH[:, None]
         if self.config.sequence_parallel:
             rows_RBH = tensor_parallel.scatter_to_sequence_parallel_region(rows_RBH)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
+from megatron_llava.vision.settings import image_settings
 
 
 class Parameter(NamedTuple):
@@ -29,9 +31,20 @@ def part_parameters(config: RunConfig, *, layers: int, first: bool, last: bool) 
     """
     found = list(_language(config, layers, first, last))
     if first:
-        newline = Parameter("image_newline", known(config.language.hidden_size))
-        found = [newline, *found, *_tower(config), *_projector(config)]
+        found = [*_image_rows(config), *found, *_tower(config), *_projector(config)]
     return found
+
+
+def _image_rows(config: RunConfig) -> Iterator[Parameter]:
+    hidden, settings = known(config.language.hidden_size), image_settings(config)
+    yield Parameter("image_newline", hidden)
+    if settings.image_separator:
+        yield Parameter("image_separator", hidden)
+    if settings.image_start_end:
+        yield Parameter("image_start", hidden)
+        yield Parameter("image_end", hidden)
+    if settings.tile_position_embedding:
+        yield Parameter("tile_position_embedding", math.prod(settings.position_grid) * hidden)
 
 
 def _language(config: RunConfig, layers: int, first: bool, last: bool) -> Iterator[Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +107,20 @@ def save_training_state(
 
 
 def load_weights(
-    root: str, iteration: Iteration, models: list[LlavaModel], *, fully_parallel: bool = False
-) -> None:
+    root: str,
+    iteration: Iteration,
+    models: list[LlavaModel],
+    *,
+    fully_parallel: bool = False,
+    may_lack: Sequence[str] = (),
+) -> list[str]:
     """Load only the weights of a checkpoint, at any layout.
+
+    Args:
+        may_lack: parameters that keep their values where the checkpoint has none.
+
+    Returns:
+        Those of them that kept their values.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -118,14 +129,31 @@ def load_weights(
     # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
     for name, part in wanted.items():
         wanted[name] = {k: v for k, v in part.items() if not k.endswith("_extra_state")}
+    fresh = _without_values(root, iteration, wanted, may_lack)
+    for part in wanted.values():
+        for name in fresh:
+            part.pop(name, None)
     loaded = load_sharded(root, iteration, wanted, strict=False, fully_parallel=fully_parallel)
     for model, name in zip(models, wanted, strict=True):
         missing, unexpected = model.load_state_dict(loaded[name], strict=False)
-        missing = [key for key in missing if not key.endswith("_extra_state")]
+        missing = [k for k in missing if not k.endswith("_extra_state") and k not in fresh]
         if missing or unexpected:
             raise CheckpointError(
                 f"{root}: lacks {missing[:3]} and has {unexpected[:3]} for the model"
             )
+    return fresh
+
+
+def _without_values(
+    root: str, iteration: Iteration, wanted: dict[str, Any], names: Sequence[str]
+) -> list[str]:
+    """Which of the names the models have and the checkpoint does not."""
+    directory = find_checkpoint(root, iteration)
+    present = [name for name in names if any(name in part for part in wanted.values())]
+    if directory is None or not present:
+        return []
+    stored = dist_checkpointing.load_tensors_metadata(str(directory))
+    return [name for name in present if name not in stored]
 
 
 def _sharded_models(models: list[LlavaModel]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
 from megatron_llava.data.store import Store
+from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
@@ -100,7 +101,14 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     start = starting_checkpoint(config)
     resume = resumes(config, start)
     if start is not None and not resume:
-        load_weights(*start, models, fully_parallel=config.checkpoint.ckpt_fully_parallel_load)
+        fresh = load_weights(
+            *start,
+            models,
+            fully_parallel=config.checkpoint.ckpt_fully_parallel_load,
+            may_lack=OPTIONAL_ROWS,
+        )
+        if fresh:
+            reporter.message(f"{start[0]} has no {', '.join(fresh)}: starts with new values")
     optimizer = build_optimizer(config, wrapped)
     scheduler = build_scheduler(config, optimizer)
     source = BatchSource(

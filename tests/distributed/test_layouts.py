@@ -29,6 +29,8 @@ FROZEN_TOWER = "--mm-tunable-parts=mm_mlp_adapter,mm_language_model"
 WIDE_OUTPUT = "--make-vocab-size-divisible-by=65536"
 PROJECTOR_ONLY = "--mm-tunable-parts=mm_mlp_adapter"
 LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
+# Learned rows that the starting checkpoint lacks.
+IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embedding")
 BLOCKS = {"recompute": "block", "recompute_vision": True}
 
 
@@ -158,6 +160,10 @@ ROWS = [
     row(LANGUAGE_ONLY, cp=2, tp=2, vision="data"),
     row("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", tp=2, pp=2),
     row("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", cp=2, pp=2, dp=2, **DISTRIBUTED),
+    # Learned rows among the tokens of images and added to their tiles.
+    always(*IMAGE_ROWS, cp=2, tp=2, sp=True, vision="data"),
+    row(*IMAGE_ROWS, pp=2, dp=2, **OVERLAPPED),
+    row("--tile-position-embedding", cp=2, dp=2),
     # Losses that are not a mean over all tokens.
     row("--loss-reduction=sample", tp=2, pp=2, dp=2),
     row("--loss-reduction=sample", cp=2, dp=2),

@@ -11,7 +11,10 @@ from tiny_model import (
     tiny_sample,
 )
 
+from megatron_llava.models.build import build_llava_model
 from megatron_llava.training.freeze import freeze_parts, part_of
+from megatron_llava.vision.settings import image_settings
+from megatron_llava.vision.tile_positions import view_positions
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
@@ -268,3 +271,39 @@ def test_uniform_chunks_that_do_not_divide_the_tower_are_single_layers():
     losses_and_gradients(model, pack(config, mixed_samples()))
     assert model.vision_model.decoder.config.recompute_num_layers == 1
     assert model.language_model.decoder.config.recompute_num_layers == 2
+
+
+IMAGE_ROWS = {"image_separator": True, "image_start_end": True, "tile_position_embedding": True}
+
+
+def test_with_learned_rows_a_pack_is_its_samples_alone():
+    config, samples = tiny_config(**IMAGE_ROWS), mixed_samples()
+    model = tiny_model(config)
+    found = losses_and_gradients(model, pack(config, samples))
+    names = {"image_newline", "image_separator", "image_start", "image_end"}
+    for name in (*names, "tile_position_embedding"):
+        assert found[1][name].any(), name
+    assert_equal_runs(found, sum_of_samples(model, config, samples))
+
+
+def test_positions_begin_as_zeros_and_change_nothing():
+    samples = mixed_samples()
+    plain, config = tiny_config(), tiny_config(tile_position_embedding=True)
+    model, other = tiny_model(plain), build_llava_model(config)
+    missing, unexpected = other.load_state_dict(model.state_dict(), strict=False)
+    assert missing == ["tile_position_embedding"] and not unexpected
+    assert other.tile_position_embedding.shape == (9, 32)
+    expected = losses_and_gradients(model, pack(plain, samples))
+    losses, gradients = losses_and_gradients(other, pack(config, samples))
+    positions = gradients.pop("tile_position_embedding")
+    assert_bitwise((losses, gradients), expected)
+    assert positions.any(1).tolist() == used_positions(samples, config)
+
+
+def used_positions(samples, config):
+    settings = image_settings(config)
+    used = set()
+    for sample in samples:
+        for size in sample.image_sizes if len(sample.image_sizes) == 1 else ():
+            used |= set(view_positions(size, settings, single_view=False))
+    return [position in used for position in range(9)]
