@@ -1,6 +1,5 @@
 """Batches of one data parallel rank, read ahead by worker processes, resumable at any pack."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -15,6 +14,7 @@ from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.store import Store
+from megatron_llava.data.workers import begin_worker, started
 
 
 class PackedDataLoader:
@@ -109,18 +109,14 @@ class PackedDataLoader:
             else None,
             # Without one of its own it would draw from the generator that dropout uses.
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=begin_worker,
         )
-        for batch in loader:
-            if isinstance(batch, str):
-                raise ValueError(batch)
-            self.consumed_packs += self._size
-            yield batch
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Slurm's SIGTERM goes to every process; the trainer still needs batches to end its step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with started(loader) as batches:
+            for batch in batches:
+                if isinstance(batch, str):
+                    raise ValueError(batch)
+                self.consumed_packs += self._size
+                yield batch
 
 
 class _RankPacks(Sampler[np.ndarray]):

@@ -1,8 +1,13 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 from dataclasses import fields, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +76,57 @@ def test_workers_outlive_a_sigterm_to_every_process(loader):
     for _ in range(2 * READ_AHEAD):
         next(batches)
     assert worker.is_alive()
+
+
+PROGRAM = """
+    import os, sys, time
+    sys.path.insert(0, {tests!r})
+    from torch.utils.data import DataLoader
+    from megatron_llava.data.workers import begin_worker, started
+
+    class Slow:
+        def __len__(self):
+            return 100
+        def __getitem__(self, index):
+            return os.getpid()
+
+    def batches():
+        loader = DataLoader(
+            Slow(), batch_size=None, num_workers=2, worker_init_fn=begin_worker,
+            multiprocessing_context="fork",
+        )
+        with started(loader) as read:
+            yield from read
+
+    stream = batches()
+    print(next(stream), next(stream), flush=True)
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("raise RuntimeError('broken')", 1), ("os.kill(os.getpid(), 9)", -9)],
+)
+def test_no_worker_outlives_a_trainer_that_breaks(end, code):
+    """Workers ignore SIGTERM, which is how python ends them: it waited for them for ever."""
+    program = textwrap.dedent(PROGRAM.format(tests=str(Path(__file__).parents[1]), end=end))
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == code
+    pids = process.stdout.split()
+    deadline = time.monotonic() + 20
+    while any(map(runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2 and not any(map(runs, pids))
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_every_epoch_has_every_sample_once(schedule, store, image_settings):
