@@ -4,7 +4,8 @@ Megatron-core 0.16 computes correctly on CPU tensors, but names CUDA in passing:
 ``torch.cuda.current_device()``, builds scalars on ``device="cuda"``, reads the CUDA random state,
 synchronises streams that do not exist and compiles small functions with inductor. Each of those
 names is replaced here by what it means on a CPU, and nothing else is. No collective, no kernel and
-no numerical code of core is touched.
+no numerical code of core is touched. Transformer Engine and Apex, whose optimizers and norms core
+would take wherever they are installed, look as if they were not.
 
 ``install()`` must run before ``megatron.core`` is imported, because core binds ``torch.compile``
 and ``torch.cuda._lazy_call`` at import. ``uninstall()`` puts every name back.
@@ -27,6 +28,9 @@ MINIMUM_CORE_VERSION = "0.16.1"
 """Oldest megatron-core whose CUDA calls were mapped."""
 UNTESTED_CORE_VERSION = "0.17"
 """First megatron-core whose CUDA calls were not mapped."""
+
+_FOR_GPUS_ONLY = ("transformer_engine", "transformer_engine_torch", "apex")
+"""Packages that core takes whatever the device is."""
 
 _CPU = torch.device("cpu")
 _FACTORIES = (
@@ -179,6 +183,7 @@ def redirections() -> list[Redirection]:
 
 
 _installed: list[tuple[Any, str, Any, bool]] = []
+_hidden: list[str] = []
 
 
 def check_core_version(version: str | None = None) -> None:
@@ -215,6 +220,11 @@ def install() -> None:
         raise RuntimeError(
             "--device cpu: megatron.core was imported before the CPU platform was set up"
         )
+    for name in _FOR_GPUS_ONLY:
+        if name not in sys.modules:
+            # What python keeps for a module that cannot be imported.
+            sys.modules[name] = None  # type: ignore[assignment]
+            _hidden.append(name)
     # ``with torch.device(...)`` recognises factories by a set that it makes once: of the originals.
     _device_constructors()
     for entry in redirections():
@@ -226,6 +236,8 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put every original name back."""
+    while _hidden:
+        sys.modules.pop(_hidden.pop(), None)
     while _installed:
         owner, name, original, own = _installed.pop()
         if own:

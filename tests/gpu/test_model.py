@@ -52,8 +52,11 @@ def one_gpu():
     params=[("local", "auto"), ("transformer_engine", "local"), ("transformer_engine", "auto")],
     ids=" with attention ".join,
 )
-def implementation(request, one_gpu):
+def implementation(request, one_gpu, monkeypatch):
     """The layers, and the attention in them."""
+    # Core tells Transformer Engine the attention through these, once in a process.
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        monkeypatch.delenv(name, raising=False)
     if request.param[0] == "transformer_engine":
         pytest.importorskip("transformer_engine")
     return dict(zip(("transformer_impl", "attention_backend"), request.param, strict=True))

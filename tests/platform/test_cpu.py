@@ -148,3 +148,26 @@ def test_core_recomputes_dropout_with_the_same_mask(single_rank):
     kept, recomputed = run(False), run(True)
     assert torch.equal(kept[0], recomputed[0]) and torch.equal(kept[1], recomputed[1])
     assert 0 < int((kept[0] == 0).sum()) < 64
+
+
+def test_core_takes_nothing_of_transformer_engine(tmp_path):
+    """On a CPU its optimizer and norms fail, or touch memory that is not theirs."""
+    package = tmp_path / "transformer_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    run_python(
+        f"""
+        import sys
+        from importlib.util import find_spec
+        sys.path.insert(0, {str(tmp_path)!r})
+        assert find_spec("transformer_engine") is not None
+        from megatron_llava.platform import cpu
+        cpu.install()
+        assert find_spec("transformer_engine") is None
+        import megatron.core.optimizer as optimizer
+        import torch
+        assert optimizer.Adam is torch.optim.AdamW, optimizer.Adam
+        cpu.uninstall()
+        assert find_spec("transformer_engine") is not None
+        """
+    )
