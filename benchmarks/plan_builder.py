@@ -26,7 +26,7 @@ from megatron_llava.vision.token_layout import image_layout
 
 SIZES = ((1024, 768), (640, 480), (1920, 1080), (500, 375))
 NAMES = ("Python, new sizes", "Python, sizes seen before", "C++")
-STEPS = ("count", "rows", "transpose")
+STEPS = ("count", "plan")
 
 
 def image_settings() -> ImageSettings:
@@ -73,7 +73,7 @@ class Pack:
         times = [time.perf_counter()]
         planner.count(self.visuals, self.settings)
         times.append(time.perf_counter())
-        taps, weights = planner.rows(
+        plan = planner.plan(
             self.visuals,
             self.settings,
             visual_rows=self.visual_rows,
@@ -82,13 +82,11 @@ class Pack:
             total_rows=self.rows,
         )
         times.append(time.perf_counter())
-        uses = planner.transpose(taps, weights, self.num_features + 1 + len(self.text_rows))
-        times.append(time.perf_counter())
-        return [taps, weights, *uses], times
+        return [*plan[:2], *plan.uses], times
 
 
 def milliseconds(pack: Pack, rounds: int) -> dict[str, np.ndarray]:
-    """[10 * rounds, 3], the time of each step, by what ran."""
+    """[10 * rounds, 2], the time of each step, by what ran."""
     python, compiled = NumpyPlanner(), row_planner()
     times: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     for _ in range(rounds):

@@ -2,68 +2,27 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 using megatron_llava::plan::ImageSettings;
 using megatron_llava::plan::kMaxTaps;
 using megatron_llava::plan::Merge;
 using megatron_llava::plan::merge_visual;
+using megatron_llava::plan::Output;
 using megatron_llava::plan::VideoSettings;
 using megatron_llava::plan::Visual;
 using megatron_llava::plan::write_rows;
 
-int64_t megatron_llava_plan_count(const ImageSettings* image, const VideoSettings* video, int64_t n,
-                                  const Visual* visuals, int64_t* tokens, int64_t* views) {
-  Merge merge;
-  for (int64_t i = 0; i < n; ++i) {
-    if (!merge_visual(visuals[i], *image, video, &merge)) return i;
-    tokens[i] = merge.num_tokens();
-    views[i] = merge.num_views;
-  }
-  return n;
-}
-
-int64_t megatron_llava_plan_rows(const ImageSettings* image, const VideoSettings* video, int64_t n,
-                                 const Visual* visuals, const int64_t* visual_rows,
-                                 int64_t num_text, const int64_t* text_rows, int64_t num_features,
-                                 int64_t num_specials, int64_t total_rows, int64_t* taps,
-                                 float* weights) {
-  // A row that is neither text nor of a visual is padding and has no tap.
-  int64_t written = 0;
-  const auto zero_until = [&](int64_t row) {
-    std::fill(taps + kMaxTaps * written, taps + kMaxTaps * row, 0);
-    std::fill(weights + kMaxTaps * written, weights + kMaxTaps * row, 0.0F);
-  };
-  const int64_t tokens_per_view = image->patches_per_side * image->patches_per_side;
-  const int64_t first_text = num_features + num_specials;
-  int64_t text = 0, first_feature = 0;
-  const auto write_text_until = [&](int64_t row) {
-    for (; text < num_text && text_rows[text] < row; ++text) {
-      const int64_t here = text_rows[text];
-      zero_until(here);
-      std::fill_n(taps + kMaxTaps * here, kMaxTaps, 0);
-      std::fill_n(weights + kMaxTaps * here, kMaxTaps, 0.0F);
-      taps[kMaxTaps * here] = first_text + text;
-      weights[kMaxTaps * here] = 1.0F;
-      written = here + 1;
-    }
-    zero_until(row);
-    written = row;
-  };
-  Merge merge;
-  for (int64_t i = 0; i < n; ++i) {
-    if (!merge_visual(visuals[i], *image, video, &merge)) return i;
-    const int64_t row = visual_rows[i];
-    write_text_until(row);
-    write_rows(merge, image->patches_per_side, first_feature, num_features, taps + kMaxTaps * row,
-               weights + kMaxTaps * row);
-    written = row + merge.num_tokens();
-    first_feature += merge.num_views * tokens_per_view;
-  }
-  write_text_until(total_rows);
-  return n;
-}
-
 namespace {
+
+// Counts of uses, behind the first element, to where the uses of each row begin; returns their sum.
+int64_t begins_of(int64_t* offsets, int64_t table_rows) {
+  int64_t uses = 0;
+  for (int64_t* here = offsets + 1; here <= offsets + table_rows; ++here) {
+    uses += std::exchange(*here, uses);
+  }
+  return uses;
+}
 
 // Calls use(row, i) for each element i of the taps that is used, in ascending order.
 template <typename Use>
@@ -85,18 +44,62 @@ void for_each_use(int64_t num_rows, const float* weights, const Use& use) {
 
 }  // namespace
 
+int64_t megatron_llava_plan_count(const ImageSettings* image, const VideoSettings* video, int64_t n,
+                                  const Visual* visuals, int64_t* tokens, int64_t* views) {
+  Merge merge;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!merge_visual(visuals[i], *image, video, &merge)) return i;
+    tokens[i] = merge.num_tokens();
+    views[i] = merge.num_views;
+  }
+  return n;
+}
+
+int64_t megatron_llava_plan_rows(const ImageSettings* image, const VideoSettings* video, int64_t n,
+                                 const Visual* visuals, const int64_t* visual_rows,
+                                 int64_t num_text, const int64_t* text_rows, int64_t num_features,
+                                 int64_t num_specials, int64_t total_rows, int64_t* taps,
+                                 float* weights, int64_t* offsets) {
+  // A row that is neither text nor of a visual is padding and has no tap.
+  int64_t written = 0;
+  const auto zero_until = [&](int64_t row) {
+    std::fill(taps + kMaxTaps * written, taps + kMaxTaps * row, 0);
+    std::fill(weights + kMaxTaps * written, weights + kMaxTaps * row, 0.0F);
+  };
+  const int64_t tokens_per_view = image->patches_per_side * image->patches_per_side;
+  const int64_t first_text = num_features + num_specials, table_rows = first_text + num_text;
+  std::fill_n(offsets, table_rows + 1, 0);
+  const Output out = {taps, weights, offsets + 1};
+  int64_t text = 0, first_feature = 0;
+  const auto write_text_until = [&](int64_t row) {
+    for (; text < num_text && text_rows[text] < row; ++text) {
+      const int64_t here = text_rows[text];
+      zero_until(here);
+      out.copy(here, first_text + text);
+      written = here + 1;
+    }
+    zero_until(row);
+    written = row;
+  };
+  Merge merge;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!merge_visual(visuals[i], *image, video, &merge)) return -1 - i;
+    const int64_t row = visual_rows[i];
+    write_text_until(row);
+    write_rows(merge, image->patches_per_side, first_feature, num_features, row, out);
+    written = row + merge.num_tokens();
+    first_feature += merge.num_views * tokens_per_view;
+  }
+  write_text_until(total_rows);
+  return begins_of(offsets, table_rows);
+}
+
 int64_t megatron_llava_plan_offsets(int64_t num_rows, int64_t table_rows, const int64_t* taps,
                                     const float* weights, int64_t* offsets) {
   std::fill_n(offsets, table_rows + 1, 0);
   int64_t* const begin_of = offsets + 1;
   for_each_use(num_rows, weights, [&](int64_t, int64_t i) { ++begin_of[taps[i]]; });
-  int64_t uses = 0;
-  for (int64_t t = 0; t < table_rows; ++t) {
-    const int64_t here = begin_of[t];
-    begin_of[t] = uses;
-    uses += here;
-  }
-  return uses;
+  return begins_of(offsets, table_rows);
 }
 
 void megatron_llava_plan_uses(int64_t num_rows, const int64_t* taps, const float* weights,

@@ -168,6 +168,7 @@ struct Pair {
 // Position i of a bilinear resize, as torch.nn.functional.interpolate computes it on float32 with
 // align_corners=False. Doubles hold the product and the difference exactly.
 Pair bilinear(int64_t size, int64_t new_size, int64_t i) {
+  if (size == new_size) return {{i, i}, {1.0F, 0.0F}};
   const double scale = static_cast<float>(size) / static_cast<float>(std::max<int64_t>(new_size, 1));
   const double exact = (static_cast<double>(i) + 0.5) * scale - 0.5;
   const auto position = static_cast<float>(std::max(exact, 0.0));
@@ -185,8 +186,9 @@ std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patche
     if (view_side == patches) {
       pair = bilinear(side.kept, side.size, i);
       for (int64_t& at : pair.at) {
-        const int64_t position = at + side.start;
-        at = position / patches * view_step + position % patches * patch_step;
+        const auto position = static_cast<uint32_t>(at + side.start);
+        const auto in_view = static_cast<uint32_t>(patches);
+        at = position / in_view * view_step + position % in_view * patch_step;
       }
       continue;
     }
@@ -199,19 +201,26 @@ std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patche
   return pairs;
 }
 
-struct Output {
-  int64_t* taps;
-  float* weights;
-  void copy(int64_t row, int64_t tap) {
-    int64_t* const row_taps = taps + row * kMaxTaps;
-    float* const row_weights = weights + row * kMaxTaps;
-    row_taps[0] = tap, row_taps[1] = row_taps[2] = row_taps[3] = 0;
-    row_weights[0] = 1.0F, row_weights[1] = row_weights[2] = row_weights[3] = 0.0F;
-  }
-};
-
 bool is_copy(const std::vector<Pair>& pairs) {
   return std::all_of(pairs.begin(), pairs.end(), [](const Pair& p) { return p.weight[1] == 0.0F; });
+}
+
+// write_canvas where no position is resized.
+int64_t copy_canvas(const std::vector<Pair>& rows, const std::vector<Pair>& columns,
+                    int64_t newline_every, int64_t first, int64_t newline, int64_t at, Output out) {
+  std::vector<int64_t> places(columns.size());
+  std::transform(columns.begin(), columns.end(), places.begin(),
+                 [](const Pair& column) { return column.at[0]; });
+  int64_t until_newline = newline_every;
+  for (const Pair& row : rows) {
+    const int64_t start = first + row.at[0];
+    for (const int64_t place : places) out.copy(at++, start + place);
+    if (--until_newline == 0) {
+      out.copy(at++, newline);
+      until_newline = newline_every;
+    }
+  }
+  return at;
 }
 
 // Writes the rows of a canvas from `at` on; returns the row behind them.
@@ -221,22 +230,22 @@ int64_t write_canvas(const Canvas& canvas, int64_t patches, bool by_average, int
   const auto rows = side_pairs(canvas.vertical, canvas.side, patches, by_average,
                                canvas.columns * tokens, patches);
   const auto columns = side_pairs(canvas.horizontal, canvas.side, patches, by_average, tokens, 1);
-  const bool copies = is_copy(rows) && is_copy(columns);
   const int64_t first = first_feature + canvas.first_view * tokens;
+  if (is_copy(rows) && is_copy(columns)) {
+    return copy_canvas(rows, columns, canvas.newline_every, first, newline, at, out);
+  }
   int64_t until_newline = canvas.newline_every;
   for (const Pair& row : rows) {
     const int64_t upper = first + row.at[0], lower = first + row.at[1];
     for (const Pair& column : columns) {
-      if (copies) {
-        out.copy(at++, upper + column.at[0]);
-        continue;
-      }
       int64_t* const taps = out.taps + at * kMaxTaps;
       float* const weights = out.weights + at * kMaxTaps;
       for (int k = 0; k < kMaxTaps; ++k) {
         const float weight = row.weight[k / 2] * column.weight[k % 2];
         weights[k] = weight;
         taps[k] = weight == 0.0F ? 0 : (k < 2 ? upper : lower) + column.at[k % 2];
+        // Without a branch, which would be guessed wrong: nothing is added for an unused tap.
+        out.uses[taps[k]] += weight != 0.0F;
       }
       ++at;
     }
@@ -258,11 +267,9 @@ bool merge_visual(const Visual& visual, const ImageSettings& image, const VideoS
 }
 
 void write_rows(const Merge& merge, int64_t patches_per_side, int64_t first_feature,
-                int64_t first_special, int64_t* taps, float* weights) {
-  Output out = {taps, weights};
+                int64_t first_special, int64_t row, const Output& out) {
   // Special row s is tap -1 - s.
   const int64_t special = first_special - 1;
-  int64_t row = 0;
   for (int i = 0; i < merge.num_before; ++i) out.copy(row++, special - merge.before[i]);
   for (int i = 0; i < merge.num_canvases; ++i) {
     row = write_canvas(merge.canvases[i], patches_per_side, merge.pools_by_average, first_feature,

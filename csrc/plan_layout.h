@@ -88,9 +88,24 @@ struct Merge {
 bool merge_visual(const Visual& visual, const ImageSettings& image, const VideoSettings* video,
                   Merge* merge);
 
-// Writes taps and weights [merge.num_tokens(), 4]. Features are counted from first_feature on, and
-// special row s becomes first_special + s. Unused taps are 0 with weight 0.
+// Where packed rows are written, and the uses of each table row are counted.
+struct Output {
+  int64_t* taps;
+  float* weights;
+  int64_t* uses;
+  // A packed row that is one table row.
+  void copy(int64_t row, int64_t tap) const {
+    int64_t* const row_taps = taps + row * kMaxTaps;
+    float* const row_weights = weights + row * kMaxTaps;
+    row_taps[0] = tap, row_taps[1] = row_taps[2] = row_taps[3] = 0;
+    row_weights[0] = 1.0F, row_weights[1] = row_weights[2] = row_weights[3] = 0.0F;
+    ++uses[tap];
+  }
+};
+
+// Writes the taps and weights of merge.num_tokens() rows from `row` on. Features are counted from
+// first_feature on, and special row s becomes first_special + s. Unused taps are 0 with weight 0.
 void write_rows(const Merge& merge, int64_t patches_per_side, int64_t first_feature,
-                int64_t first_special, int64_t* taps, float* weights);
+                int64_t first_special, int64_t row, const Output& out);
 
 }  // namespace megatron_llava::plan

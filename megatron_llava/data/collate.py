@@ -20,7 +20,6 @@ from megatron_llava.data.row_plan import (
     NoLayoutError,
     RowPlanner,
     Visuals,
-    num_special_rows,
     visuals_of_images,
 )
 from megatron_llava.data.row_plan_library import row_planner
@@ -94,7 +93,7 @@ def collate(
     has_loss = text.supervised & (row_starts > sequence_starts[row_starts])
     num_views = int(views.sum())
     num_features = max(num_views, 1) * settings.tokens_per_view
-    taps, weights = planner.rows(
+    taps, weights, uses = planner.plan(
         visuals,
         settings,
         visual_rows=row_starts[text.is_image],
@@ -103,8 +102,6 @@ def collate(
         total_rows=total_rows,
     )
     token_ids = text.tokens[~text.is_image]
-    table_rows = num_features + num_special_rows(settings, None) + len(token_ids)
-    uses = planner.transpose(taps, weights, table_rows)
     feature_positions, view_bounds = _positions(visuals, settings)
     return PackedBatch(
         token_ids=token_ids,

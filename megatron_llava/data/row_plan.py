@@ -44,6 +44,18 @@ class RowUses(NamedTuple):
     """[U]"""
 
 
+class RowPlan(NamedTuple):
+    """Which table rows each packed row is the sum of, both ways."""
+
+    taps: NDArray[np.int64]
+    """[R, 4]"""
+
+    weights: NDArray[np.float32]
+    """[R, 4]; 0 for a tap that is not used."""
+
+    uses: RowUses
+
+
 class NoLayoutError(ValueError):
     """A visual that the settings leave no layout of."""
 
@@ -102,7 +114,7 @@ class RowPlanner(Protocol):
             NoLayoutError: one line, for the first visual without a layout.
         """
 
-    def rows(
+    def plan(
         self,
         visuals: Visuals,
         image: ImageSettings,
@@ -112,8 +124,8 @@ class RowPlanner(Protocol):
         num_features: int,
         total_rows: int,
         video: VideoSettings | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Taps and weights, both [R, 4], of a pack whose visuals have been counted.
+    ) -> RowPlan:
+        """The plan of a pack whose visuals have been counted.
 
         Args:
             visual_rows: [n], the first packed row of each visual, ascending.
@@ -150,7 +162,7 @@ class NumpyPlanner:
             counts[number] = merge.num_tokens, merge.num_views
         return counts[:, 0], counts[:, 1]
 
-    def rows(
+    def plan(
         self,
         visuals: Visuals,
         image: ImageSettings,
@@ -160,7 +172,7 @@ class NumpyPlanner:
         num_features: int,
         total_rows: int,
         video: VideoSettings | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ) -> RowPlan:
         """See RowPlanner."""
         taps = np.zeros((total_rows, MAX_TAPS), dtype=np.int64)
         weights = np.zeros((total_rows, MAX_TAPS), dtype=np.float32)
@@ -175,7 +187,8 @@ class NumpyPlanner:
             taps[rows] = np.where(layout.taps < 0, num_features - 1 - layout.taps, features)
             weights[rows] = layout.weights
             first_feature += layout.num_views * image.tokens_per_view
-        return taps, weights
+        table_rows = first_text + len(text_rows)
+        return RowPlan(taps, weights, self.transpose(taps, weights, table_rows))
 
     def transpose(
         self, taps: NDArray[np.int64], weights: NDArray[np.float32], table_rows: int

@@ -79,15 +79,18 @@ int64_t run_pack() {
   std::vector<int64_t> taps(rows * kMaxTaps, -9);
   std::vector<float> weights(rows * kMaxTaps, -9.0F);
   const auto num_text = static_cast<int64_t>(text_rows.size());
-  megatron_llava_plan_rows(&image, &video, n, visuals.data(), visual_rows.data(), num_text,
-                           text_rows.data(), num_features, 4, row, taps.data(), weights.data());
   const int64_t table = num_features + 4 + num_text;
+  std::vector<int64_t> counted(static_cast<std::size_t>(table + 1), -9);
+  const int64_t known = megatron_llava_plan_rows(
+      &image, &video, n, visuals.data(), visual_rows.data(), num_text, text_rows.data(), num_features,
+      4, row, taps.data(), weights.data(), counted.data());
   for (const int64_t tap : taps) {
     if (tap < 0 || tap >= (table ? table : 1)) return -2;
   }
   std::vector<int64_t> offsets(static_cast<std::size_t>(table + 1));
   const int64_t uses =
       megatron_llava_plan_offsets(row, table, taps.data(), weights.data(), offsets.data());
+  if (known != uses || counted != offsets) return -2;
   std::vector<int64_t> use_rows(static_cast<std::size_t>(uses));
   std::vector<float> use_weights(static_cast<std::size_t>(uses));
   megatron_llava_plan_uses(row, taps.data(), weights.data(), offsets.data(), use_rows.data(),

@@ -153,7 +153,7 @@ def assert_same_plan(compiled_planner, image, video, visuals, gaps):
     visual_rows, text_rows, total_rows = placed(tokens, gaps)
     num_features = max(int(views.sum()), 1) * image.tokens_per_view
     plans = [
-        planner.rows(
+        planner.plan(
             visuals,
             image,
             visual_rows=visual_rows,
@@ -164,9 +164,10 @@ def assert_same_plan(compiled_planner, image, video, visuals, gaps):
         )
         for planner in (PYTHON, compiled_planner)
     ]
-    assert_same_bits(*plans)
+    assert_same_bits(*(plan[:2] for plan in plans))
+    assert_same_bits(*(plan.uses for plan in plans))
     table_rows = num_features + num_special_rows(image, video) + len(text_rows)
-    uses = [p.transpose(*plans[0], table_rows) for p in (PYTHON, compiled_planner)]
+    uses = [p.transpose(*plans[0][:2], table_rows) for p in (PYTHON, compiled_planner)]
     assert_same_bits(*uses)
 
 
@@ -247,7 +248,8 @@ def layouts(planner, image, sizes):
             continue
         where = {"visual_rows": np.zeros(1, np.int64), "text_rows": np.zeros(0, np.int64)}
         how = {"num_features": int(views[0]) * 729, "total_rows": int(tokens[0])}
-        found.append(planner.rows(visuals, image, **where, **how))
+        plan = planner.plan(visuals, image, **where, **how)
+        found.append([*plan[:2], *plan.uses])
     return found
 
 
