@@ -3,15 +3,21 @@
 #include <algorithm>
 #include <cstring>
 #include <utility>
+#include <vector>
+
+#include "plan_rows.h"
 
 using megatron_llava::plan::ImageSettings;
 using megatron_llava::plan::kMaxTaps;
 using megatron_llava::plan::Merge;
 using megatron_llava::plan::merge_visual;
 using megatron_llava::plan::Output;
+using megatron_llava::plan::Uses;
 using megatron_llava::plan::VideoSettings;
 using megatron_llava::plan::Visual;
+using megatron_llava::plan::write_feature_uses;
 using megatron_llava::plan::write_rows;
+using megatron_llava::plan::write_special_uses;
 
 namespace {
 
@@ -59,7 +65,7 @@ int64_t megatron_llava_plan_rows(const ImageSettings* image, const VideoSettings
                                  const Visual* visuals, const int64_t* visual_rows,
                                  int64_t num_text, const int64_t* text_rows, int64_t num_features,
                                  int64_t num_specials, int64_t total_rows, int64_t* taps,
-                                 float* weights, int64_t* offsets) {
+                                 float* weights) {
   // A row that is neither text nor of a visual is padding and has no tap.
   int64_t written = 0;
   const auto zero_until = [&](int64_t row) {
@@ -67,10 +73,9 @@ int64_t megatron_llava_plan_rows(const ImageSettings* image, const VideoSettings
     std::fill(weights + kMaxTaps * written, weights + kMaxTaps * row, 0.0F);
   };
   const int64_t tokens_per_view = image->patches_per_side * image->patches_per_side;
-  const int64_t first_text = num_features + num_specials, table_rows = first_text + num_text;
-  std::fill_n(offsets, table_rows + 1, 0);
-  const Output out = {taps, weights, offsets + 1};
-  int64_t text = 0, first_feature = 0;
+  const int64_t first_text = num_features + num_specials;
+  const Output out = {taps, weights};
+  int64_t text = 0, first_feature = 0, uses = num_text;
   const auto write_text_until = [&](int64_t row) {
     for (; text < num_text && text_rows[text] < row; ++text) {
       const int64_t here = text_rows[text];
@@ -86,12 +91,39 @@ int64_t megatron_llava_plan_rows(const ImageSettings* image, const VideoSettings
     if (!merge_visual(visuals[i], *image, video, &merge)) return -1 - i;
     const int64_t row = visual_rows[i];
     write_text_until(row);
-    write_rows(merge, image->patches_per_side, first_feature, num_features, row, out);
+    uses += write_rows(merge, image->patches_per_side, first_feature, num_features, row, out);
     written = row + merge.num_tokens();
     first_feature += merge.num_views * tokens_per_view;
   }
   write_text_until(total_rows);
-  return begins_of(offsets, table_rows);
+  return uses;
+}
+
+void megatron_llava_plan_pack_uses(const ImageSettings* image, const VideoSettings* video, int64_t n,
+                                   const Visual* visuals, const int64_t* visual_rows,
+                                   int64_t num_text, const int64_t* text_rows, int64_t num_features,
+                                   int64_t num_specials, int64_t* offsets, int64_t* rows,
+                                   float* weights) {
+  offsets[0] = 0;
+  Uses uses = {offsets + 1, rows, weights};
+  std::vector<Merge> merges(static_cast<std::size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    Merge& merge = merges[static_cast<std::size_t>(i)];
+    merge_visual(visuals[i], *image, video, &merge);
+    write_feature_uses(merge, image->patches_per_side, visual_rows[i], &uses);
+  }
+  // A pack without visuals has the features of a dummy view.
+  while (uses.end <= offsets + num_features) uses.end_row();
+  for (int64_t special = 0; special < num_specials; ++special) {
+    for (int64_t i = 0; i < n; ++i) {
+      write_special_uses(merges[static_cast<std::size_t>(i)], -1 - special, visual_rows[i], &uses);
+    }
+    uses.end_row();
+  }
+  for (int64_t i = 0; i < num_text; ++i) {
+    uses.add(text_rows[i], 1.0F);
+    uses.end_row();
+  }
 }
 
 int64_t megatron_llava_plan_offsets(int64_t num_rows, int64_t table_rows, const int64_t* taps,

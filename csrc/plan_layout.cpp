@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <vector>
 
 namespace megatron_llava::plan {
 namespace {
@@ -159,104 +157,6 @@ bool merge_video(const Visual& visual, const VideoSettings& settings, Merge* mer
   return true;
 }
 
-// Two sources of a position along one side: where they are, and their weights.
-struct Pair {
-  int64_t at[2];
-  float weight[2];
-};
-
-// Position i of a bilinear resize, as torch.nn.functional.interpolate computes it on float32 with
-// align_corners=False. Doubles hold the product and the difference exactly.
-Pair bilinear(int64_t size, int64_t new_size, int64_t i) {
-  if (size == new_size) return {{i, i}, {1.0F, 0.0F}};
-  const double scale = static_cast<float>(size) / static_cast<float>(std::max<int64_t>(new_size, 1));
-  const double exact = (static_cast<double>(i) + 0.5) * scale - 0.5;
-  const auto position = static_cast<float>(std::max(exact, 0.0));
-  const auto low = static_cast<int64_t>(position);
-  const float high_weight = position - static_cast<float>(low);
-  return {{low, std::min(low + 1, size - 1)}, {1.0F - high_weight, high_weight}};
-}
-
-// The pairs of one side of a canvas, `at` being view * view_step + patch * patch_step.
-std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patches, bool by_average,
-                             int64_t view_step, int64_t patch_step) {
-  std::vector<Pair> pairs(static_cast<std::size_t>(side.size));
-  for (int64_t i = 0; i < side.size; ++i) {
-    Pair& pair = pairs[static_cast<std::size_t>(i)];
-    if (view_side == patches) {
-      pair = bilinear(side.kept, side.size, i);
-      for (int64_t& at : pair.at) {
-        const auto position = static_cast<uint32_t>(at + side.start);
-        const auto in_view = static_cast<uint32_t>(patches);
-        at = position / in_view * view_step + position % in_view * patch_step;
-      }
-      continue;
-    }
-    // Views are resized one by one, or their canvas is, but never both.
-    const int64_t view = (i + side.start) / view_side, inside = (i + side.start) % view_side;
-    pair = by_average ? Pair{{2 * inside, 2 * inside + 1}, {0.5F, 0.5F}}
-                      : bilinear(patches, view_side, inside);
-    for (int64_t& at : pair.at) at = view * view_step + at * patch_step;
-  }
-  return pairs;
-}
-
-bool is_copy(const std::vector<Pair>& pairs) {
-  return std::all_of(pairs.begin(), pairs.end(), [](const Pair& p) { return p.weight[1] == 0.0F; });
-}
-
-// write_canvas where no position is resized.
-int64_t copy_canvas(const std::vector<Pair>& rows, const std::vector<Pair>& columns,
-                    int64_t newline_every, int64_t first, int64_t newline, int64_t at, Output out) {
-  std::vector<int64_t> places(columns.size());
-  std::transform(columns.begin(), columns.end(), places.begin(),
-                 [](const Pair& column) { return column.at[0]; });
-  int64_t until_newline = newline_every;
-  for (const Pair& row : rows) {
-    const int64_t start = first + row.at[0];
-    for (const int64_t place : places) out.copy(at++, start + place);
-    if (--until_newline == 0) {
-      out.copy(at++, newline);
-      until_newline = newline_every;
-    }
-  }
-  return at;
-}
-
-// Writes the rows of a canvas from `at` on; returns the row behind them.
-int64_t write_canvas(const Canvas& canvas, int64_t patches, bool by_average, int64_t first_feature,
-                     int64_t newline, int64_t at, Output out) {
-  const int64_t tokens = patches * patches;
-  const auto rows = side_pairs(canvas.vertical, canvas.side, patches, by_average,
-                               canvas.columns * tokens, patches);
-  const auto columns = side_pairs(canvas.horizontal, canvas.side, patches, by_average, tokens, 1);
-  const int64_t first = first_feature + canvas.first_view * tokens;
-  if (is_copy(rows) && is_copy(columns)) {
-    return copy_canvas(rows, columns, canvas.newline_every, first, newline, at, out);
-  }
-  int64_t until_newline = canvas.newline_every;
-  for (const Pair& row : rows) {
-    const int64_t upper = first + row.at[0], lower = first + row.at[1];
-    for (const Pair& column : columns) {
-      int64_t* const taps = out.taps + at * kMaxTaps;
-      float* const weights = out.weights + at * kMaxTaps;
-      for (int k = 0; k < kMaxTaps; ++k) {
-        const float weight = row.weight[k / 2] * column.weight[k % 2];
-        weights[k] = weight;
-        taps[k] = weight == 0.0F ? 0 : (k < 2 ? upper : lower) + column.at[k % 2];
-        // Without a branch, which would be guessed wrong: nothing is added for an unused tap.
-        out.uses[taps[k]] += weight != 0.0F;
-      }
-      ++at;
-    }
-    if (--until_newline == 0) {
-      out.copy(at++, newline);
-      until_newline = canvas.newline_every;
-    }
-  }
-  return at;
-}
-
 }  // namespace
 
 bool merge_visual(const Visual& visual, const ImageSettings& image, const VideoSettings* video,
@@ -264,18 +164,6 @@ bool merge_visual(const Visual& visual, const ImageSettings& image, const VideoS
   *merge = Merge();
   if (visual.kind == kVideo) return video != nullptr && merge_video(visual, *video, merge);
   return merge_image(visual, image, merge);
-}
-
-void write_rows(const Merge& merge, int64_t patches_per_side, int64_t first_feature,
-                int64_t first_special, int64_t row, const Output& out) {
-  // Special row s is tap -1 - s.
-  const int64_t special = first_special - 1;
-  for (int i = 0; i < merge.num_before; ++i) out.copy(row++, special - merge.before[i]);
-  for (int i = 0; i < merge.num_canvases; ++i) {
-    row = write_canvas(merge.canvases[i], patches_per_side, merge.pools_by_average, first_feature,
-                       special - kNewline, row, out);
-  }
-  for (int i = 0; i < merge.num_after; ++i) out.copy(row++, special - merge.after[i]);
 }
 
 }  // namespace megatron_llava::plan

@@ -76,6 +76,11 @@ struct Merge {
   int64_t before[2], after[2];
   Canvas canvases[2];
   bool pools_by_average = false;
+  // Views of a canvas, whether it shows all of them or not: those up to the next canvas.
+  int64_t views_of(int canvas) const {
+    const int64_t end = canvas + 1 < num_canvases ? canvases[canvas + 1].first_view : num_views;
+    return end - canvases[canvas].first_view;
+  }
   int64_t num_tokens() const {
     int64_t tokens = num_before + num_after;
     for (int i = 0; i < num_canvases; ++i) tokens += canvases[i].num_tokens();
@@ -87,25 +92,5 @@ struct Merge {
 // token left. `video` may be null where no visual is a video.
 bool merge_visual(const Visual& visual, const ImageSettings& image, const VideoSettings* video,
                   Merge* merge);
-
-// Where packed rows are written, and the uses of each table row are counted.
-struct Output {
-  int64_t* taps;
-  float* weights;
-  int64_t* uses;
-  // A packed row that is one table row.
-  void copy(int64_t row, int64_t tap) const {
-    int64_t* const row_taps = taps + row * kMaxTaps;
-    float* const row_weights = weights + row * kMaxTaps;
-    row_taps[0] = tap, row_taps[1] = row_taps[2] = row_taps[3] = 0;
-    row_weights[0] = 1.0F, row_weights[1] = row_weights[2] = row_weights[3] = 0.0F;
-    ++uses[tap];
-  }
-};
-
-// Writes the taps and weights of merge.num_tokens() rows from `row` on. Features are counted from
-// first_feature on, and special row s becomes first_special + s. Unused taps are 0 with weight 0.
-void write_rows(const Merge& merge, int64_t patches_per_side, int64_t first_feature,
-                int64_t first_special, int64_t row, const Output& out);
 
 }  // namespace megatron_llava::plan

@@ -15,7 +15,7 @@ def compile_plan(output: Path, *arguments: str) -> Path:
     if compiler is None:
         pytest.skip("no C++ compiler")
     sources = [str(path) for path in sorted(CSRC.glob("plan*.cpp"))]
-    assert len(sources) == 2, sources
+    assert len(sources) == 4, sources
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", str(CSRC)]
     command = [compiler, *flags, *arguments, *sources, "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class CompiledPlanner:
     def __init__(self, compiled: ctypes.CDLL) -> None:
         self._count = compiled.megatron_llava_plan_count
         self._rows = compiled.megatron_llava_plan_rows
+        self._pack_uses = compiled.megatron_llava_plan_pack_uses
         self._offsets = compiled.megatron_llava_plan_offsets
         self._uses = compiled.megatron_llava_plan_uses
         size, array = ctypes.c_int64, ctypes.c_void_p
@@ -55,12 +56,14 @@ class CompiledPlanner:
             array,
         ]
         self._count.argtypes = [*visuals, array, array]
-        self._rows.argtypes = [*visuals, array, size, array, size, size, size, array, array, array]
+        pack = [*visuals, array, size, array, size, size]
+        self._rows.argtypes = [*pack, size, array, array]
+        self._pack_uses.argtypes = [*pack, array, array, array]
         self._offsets.argtypes = [size, size, array, array, array]
         self._uses.argtypes = [size, array, array, array, array, array]
         for function in (self._count, self._rows, self._offsets):
             function.restype = size
-        self._uses.restype = None
+        self._uses.restype = self._pack_uses.restype = None
 
     def count(
         self, visuals: Visuals, image: ImageSettings, video: VideoSettings | None = None
@@ -95,9 +98,7 @@ class CompiledPlanner:
         table_rows = num_features + num_specials + len(text_rows)
         taps = np.empty((total_rows, MAX_TAPS), dtype=np.int64)
         weights = np.empty((total_rows, MAX_TAPS), dtype=np.float32)
-        offsets = np.empty(table_rows + 1, dtype=np.int64)
-        plan = _address(taps), _address(weights), _address(offsets)
-        uses = self._rows(
+        pack = (
             *_settings(image, video),
             len(visuals),
             _address(visuals),
@@ -106,12 +107,13 @@ class CompiledPlanner:
             _address(text_rows),
             num_features,
             num_specials,
-            total_rows,
-            *plan,
         )
+        uses = self._rows(*pack, total_rows, _address(taps), _address(weights))
         if uses < 0:
             _raise_for(visuals, -1 - uses, image, video)
-        return RowPlan(taps, weights, self._uses_of(total_rows, plan, offsets, uses))
+        transpose = _new_uses(table_rows, uses)
+        self._pack_uses(*pack, *(_address(array) for array in transpose))
+        return RowPlan(taps, weights, transpose)
 
     def transpose(
         self, taps: NDArray[np.int64], weights: NDArray[np.float32], table_rows: int
@@ -123,15 +125,18 @@ class CompiledPlanner:
         offsets = np.empty(table_rows + 1, dtype=np.int64)
         plan = _address(taps), _address(weights), _address(offsets)
         uses = self._offsets(len(taps), table_rows, *plan)
-        return self._uses_of(len(taps), plan, offsets, uses)
+        transpose = _new_uses(table_rows, uses)._replace(offsets=offsets)
+        self._uses(len(taps), *plan, _address(transpose.rows), _address(transpose.weights))
+        return transpose
 
-    def _uses_of(
-        self, num_rows: int, plan: tuple[Any, Any, Any], offsets: NDArray[np.int64], uses: int
-    ) -> RowUses:
-        """The transpose of a plan whose uses have been counted in ``offsets``, its last part."""
-        rows, weights = np.empty(uses, dtype=np.int64), np.empty(uses, dtype=np.float32)
-        self._uses(num_rows, *plan, _address(rows), _address(weights))
-        return RowUses(offsets, rows, weights)
+
+def _new_uses(table_rows: int, uses: int) -> RowUses:
+    """Memory for the transpose of a plan."""
+    return RowUses(
+        np.empty(table_rows + 1, dtype=np.int64),
+        np.empty(uses, dtype=np.int64),
+        np.empty(uses, dtype=np.float32),
+    )
 
 
 _Memory = ctypes.c_char * 0
@@ -141,7 +146,7 @@ def _address(array: NDArray[Any]) -> Any:
     """What ctypes takes for a pointer to the elements of an array."""
     if array.flags.writeable:
         # Four times as fast as asking numpy, which counts in plans of a tenth of a millisecond.
-        return _Memory.from_buffer(array)
+        return _Memory.from_buffer(cast(Any, array))
     return array.__array_interface__["data"][0]
 
 

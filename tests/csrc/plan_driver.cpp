@@ -80,21 +80,26 @@ int64_t run_pack() {
   std::vector<float> weights(rows * kMaxTaps, -9.0F);
   const auto num_text = static_cast<int64_t>(text_rows.size());
   const int64_t table = num_features + 4 + num_text;
-  std::vector<int64_t> counted(static_cast<std::size_t>(table + 1), -9);
   const int64_t known = megatron_llava_plan_rows(
       &image, &video, n, visuals.data(), visual_rows.data(), num_text, text_rows.data(), num_features,
-      4, row, taps.data(), weights.data(), counted.data());
+      4, row, taps.data(), weights.data());
   for (const int64_t tap : taps) {
     if (tap < 0 || tap >= (table ? table : 1)) return -2;
   }
   std::vector<int64_t> offsets(static_cast<std::size_t>(table + 1));
   const int64_t uses =
       megatron_llava_plan_offsets(row, table, taps.data(), weights.data(), offsets.data());
-  if (known != uses || counted != offsets) return -2;
+  if (known != uses) return -2;
   std::vector<int64_t> use_rows(static_cast<std::size_t>(uses));
   std::vector<float> use_weights(static_cast<std::size_t>(uses));
   megatron_llava_plan_uses(row, taps.data(), weights.data(), offsets.data(), use_rows.data(),
                            use_weights.data());
+  std::vector<int64_t> direct_offsets(offsets.size(), -9), direct_rows(use_rows.size(), -9);
+  std::vector<float> direct_weights(use_weights.size(), -9.0F);
+  megatron_llava_plan_pack_uses(&image, &video, n, visuals.data(), visual_rows.data(), num_text,
+                                text_rows.data(), num_features, 4, direct_offsets.data(),
+                                direct_rows.data(), direct_weights.data());
+  if (direct_offsets != offsets || direct_rows != use_rows || direct_weights != use_weights) return -2;
   return offsets.back() == uses && offsets.front() == 0 ? row : -2;
 }
 
