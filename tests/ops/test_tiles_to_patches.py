@@ -1,7 +1,10 @@
 """Tiles to patches equals normalising the tiles and convolving them."""
 
+import numpy as np
 import pytest
 import torch
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from megatron_llava.ops.operators import compiled_for
 from megatron_llava.ops.tiles_to_patches import (
@@ -57,3 +60,20 @@ def test_tiles_need_not_be_contiguous(function):
     table = pixel_table(MEAN, STD, torch.float32)
     flipped = tiles.transpose(2, 3)
     assert torch.equal(function(flipped, table, 4), function(flipped.contiguous(), table, 4))
+
+
+@both
+@pytest.mark.parametrize(
+    ("processor_class", "mean", "std"),
+    [(CLIPImageProcessorPil, MEAN, STD), (SiglipImageProcessorPil, (0.5,) * 3, (0.5,) * 3)],
+)
+def test_every_pixel_is_the_image_processors_within_one_unit(function, processor_class, mean, std):
+    """All 256 values of each channel, rescaled and normalised by transformers itself."""
+    values = torch.arange(256, dtype=torch.uint8).view(16, 16).repeat(3, 1, 1)
+    processor = processor_class()
+    pixels = processor.normalize(processor.rescale(values.numpy(), 1 / 255), mean, std)
+    pixels = torch.from_numpy(pixels.astype(np.float32))[None]
+    expected = torch.nn.functional.unfold(pixels, 4, stride=4).transpose(1, 2)
+    found = function(values[None], pixel_table(mean, std, torch.float32), 4)
+    below, above = (torch.nextafter(expected, torch.full((), end)) for end in (-9.0, 9.0))
+    assert ((found >= below) & (found <= above)).all()
