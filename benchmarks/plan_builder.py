@@ -17,6 +17,7 @@ import time
 from itertools import cycle
 
 import numpy as np
+from report_header import header
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.row_plan import NumpyPlanner, RowPlanner, visuals_of_images
@@ -117,6 +118,7 @@ def main() -> None:
     python, compiled = NumpyPlanner(), row_planner()
     if not isinstance(compiled, CompiledPlanner):
         sys.exit("error: the library is not compiled: python setup.py build_ext --inplace")
+    print("\n".join(header()))
     for rows in arguments.rows:
         pack = Pack(rows, image_settings())
         for ours, theirs in zip(pack.plan(compiled)[0], pack.plan(python)[0], strict=True):
