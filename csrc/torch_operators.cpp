@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "huge_pages.h"
+
 namespace megatron_llava {
 namespace {
 
@@ -13,6 +15,11 @@ namespace {
 constexpr int64_t kGrainBytes = 1 << 16;
 
 int64_t grain(int64_t row_bytes) { return kGrainBytes / std::max<int64_t>(row_bytes, 1) + 1; }
+
+// Before anything is written to it.
+void in_huge_pages(const Tensor& output) {
+  ask_for_huge_pages(output.mutable_data_ptr(), output.numel() * output.element_size());
+}
 
 // On the CPU a wrong plan is an error; on the GPU it would take a synchronisation to tell.
 void check_within(const int64_t* numbers, const float* weights, int64_t count, int64_t end) {
@@ -42,6 +49,7 @@ Tensor visual_pack_cpu(Tensor features, Tensor specials, Tensor text, Tensor pos
   const int64_t table_rows = features.size(0) + specials.size(0) + text.size(0);
   check_within(args.taps, args.weights, taps.numel(), table_rows);
   const Element element = element_of(features);
+  in_huge_pages(out);
   torch::stable::parallel_for(
       0, args.num_rows, grain(args.hidden * out.element_size()),
       [&, &args = args](int64_t begin, int64_t end) { pack_forward_cpu(element, args, begin, end); });
@@ -69,6 +77,7 @@ Gradients visual_pack_backward_cpu(Tensor grad, Tensor offsets, Tensor rows, Ten
     STD_TORCH_CHECK(feature_positions.numel() == num_features, "each feature has a position, or -1");
   }
   const Element element = element_of(grad);
+  for (const Tensor* output : {&b.features, &b.text}) in_huge_pages(*output);
   torch::stable::parallel_for(
       0, count_backward_items(b.args), grain(b.args.hidden * grad.element_size()),
       [&](int64_t begin, int64_t end) { pack_backward_cpu(element, b.args, begin, end); });
@@ -80,6 +89,7 @@ Gradients visual_pack_backward_cpu(Tensor grad, Tensor offsets, Tensor rows, Ten
 
 Tensor tiles_to_patches_cpu(Tensor tiles, Tensor table, int64_t patch) {
   auto [args, out] = prepare_patches(tiles, table, patch);
+  in_huge_pages(out);
   torch::stable::parallel_for(
       0, out.size(0) * out.size(1), grain(out.size(2) * out.element_size()),
       [&args = args](int64_t begin, int64_t end) { patches_cpu(args, begin, end); });
