@@ -111,12 +111,11 @@ class PackedDataLoader:
             generator=torch.Generator(),
             worker_init_fn=begin_worker,
         )
-        with started(loader) as batches:
-            for batch in batches:
-                if isinstance(batch, str):
-                    raise ValueError(batch)
-                self.consumed_packs += self._size
-                yield batch
+        for batch in started(loader):
+            if isinstance(batch, str):
+                raise ValueError(batch)
+            self.consumed_packs += self._size
+            yield batch
 
 
 class _RankPacks(Sampler[np.ndarray]):

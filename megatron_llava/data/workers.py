@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -29,24 +28,22 @@ def begin_worker(worker: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-@contextmanager
-def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """The loader's batches. Its workers are killed if the program ends inside the block.
+def started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches. Workers that are left when the program ends are killed.
 
     An error that ends the program leaves them running until then; python would ask them to end
-    with SIGTERM, which they ignore, and wait for that for ever.
+    with SIGTERM, which they ignore, and wait for that for ever. Keep no name for the iterator: an
+    error's traceback would keep it, and the workers with it.
     """
     others = set(active_children())
     batches = iter(loader)
-    kill = partial(_kill, set(active_children()) - others)
-    atexit.register(kill)
-    try:
-        yield batches
-    finally:
-        atexit.unregister(kill)
+    atexit.register(_kill, set(active_children()) - others, os.getpid())
+    return batches
 
 
-def _kill(processes: Iterable[BaseProcess]) -> None:
+def _kill(processes: Iterable[BaseProcess], parent: int) -> None:
+    if os.getpid() != parent:
+        return
     # Torch would take their end for an error of its own, and report it after the true one.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in processes:

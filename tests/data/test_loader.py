@@ -95,8 +95,7 @@ PROGRAM = """
             Slow(), batch_size=None, num_workers=2, worker_init_fn=begin_worker,
             multiprocessing_context="fork",
         )
-        with started(loader) as read:
-            yield from read
+        yield from started(loader)
 
     stream = batches()
     print(next(stream), next(stream), flush=True)
@@ -106,7 +105,11 @@ PROGRAM = """
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [("raise RuntimeError('broken')", 1), ("os.kill(os.getpid(), 9)", -9)],
+    [
+        ("raise RuntimeError('broken')", 1),
+        ("os.kill(os.getpid(), 9)", -9),
+        ("pass  # the end of the program, with a stream that was not read to its end", 0),
+    ],
 )
 def test_no_worker_outlives_a_trainer_that_breaks(end, code):
     """Workers ignore SIGTERM, which is how python ends them: it waited for them for ever."""
