@@ -54,12 +54,12 @@ class Pack:
         for number, (width, height) in enumerate(cycle(SIZES)):
             # No two images of a pack have one size, as in a real mixture.
             size = (width + 2 * number, height + number)
-            visuals = visuals_of_images([[one] for one in [*sizes, size]])
+            visuals = visuals_of_images([[one] for one in [*sizes, size]], settings)
             tokens, _ = NumpyPlanner().count(visuals, settings)
             if tokens.sum() > rows:
                 break
             sizes.append(size)
-        self.visuals = visuals_of_images([[size] for size in sizes])
+        self.visuals = visuals_of_images([[size] for size in sizes], settings)
         tokens, views = NumpyPlanner().count(self.visuals, settings)
         self.num_features = int(views.sum()) * settings.tokens_per_view
         text = (rows - int(tokens.sum())) // len(sizes)

@@ -40,7 +40,7 @@ _CORPUS = [
     "system\nYou are a helpful assistant.\nuser\nHow many dogs are there?\nassistant\nThree.\n",
 ]
 
-_MEAN_STD = {
+MEAN_STD = {
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "siglip": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
 }
@@ -141,7 +141,7 @@ def _vision_config(vision: str, heads: int):
     raise ValueError(f"vision {vision!r}: expected clip or siglip")
 
 
-def _randomise(model: torch.nn.Module, seed: int) -> None:
+def randomise(model: torch.nn.Module, seed: int) -> None:
     """Redraw every parameter: weights std 0.08, norm weights 1 + 0.2 n, biases 0.1 n."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -160,7 +160,7 @@ def _processor(vision: str, tokenizer, pinpoints: list[list[int]], tile: int):
         LlavaNextImageProcessorPil,
     )
 
-    mean, std = _MEAN_STD[vision]
+    mean, std = MEAN_STD[vision]
     image_processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": tile} if vision == "clip" else {"height": tile, "width": tile},
         crop_size={"height": tile, "width": tile},
@@ -212,7 +212,7 @@ def tiny_llava_next(
         tie_word_embeddings=tied,
     )
     model = LlavaNextForConditionalGeneration(config)
-    _randomise(model, seed)
+    randomise(model, seed)
     model.to(dtype).save_pretrained(path)
     _processor(vision, tiny_tokenizer(text), pinpoints, tile).save_pretrained(path)
     return path

@@ -1,4 +1,4 @@
-r"""Convert a Hugging Face LLaVA-NeXT folder to a Megatron checkpoint, or back.
+r"""Convert a Hugging Face LLaVA folder to a Megatron checkpoint, or back.
 
 python tools/convert_checkpoint.py --from hf --to megatron \
     --load llava-v1.6-vicuna-7b-hf --save checkpoints/vicuna-7b --verify
@@ -8,6 +8,7 @@ python tools/convert_checkpoint.py --from megatron --to hf \
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 
@@ -15,13 +16,14 @@ from megatron_llava.convert.checkpoint import export_hf, import_hf
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.verify import verify
 from megatron_llava.convert.verify_logits import memory_shortage, verify_logits
+from megatron_llava.vision.tiles import open_image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Convert between a Hugging Face LLaVA-NeXT folder and a Megatron checkpoint."
+        description="Convert between a Hugging Face LLaVA folder and a Megatron checkpoint."
     )
     add = parser.add_argument
     add("--from", dest="source", required=True, choices=("hf", "megatron"), help="format to read")
@@ -31,11 +33,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--ckpt-step", type=int, metavar="N", help="iteration to export (default: the latest)")
     add("--dtype", choices=sorted(DTYPES), help="dtype to export (default: the checkpoint's)")
     add("--verify", action="store_true", help="compare every tensor, and the logits, afterwards")
+    add("--verify-image", action="append", default=[], metavar="FILE", help="compare on it as well")
     arguments = parser.parse_args()
     if arguments.source == arguments.target:
         parser.error(f"--from {arguments.source} --to {arguments.target}: nothing to convert")
     if arguments.source == "hf" and (arguments.ckpt_step is not None or arguments.dtype):
         parser.error("--ckpt-step and --dtype belong to --from megatron")
+    if arguments.verify_image and not arguments.verify:
+        parser.error("--verify-image needs --verify: add it")
     return arguments
 
 
@@ -43,6 +48,7 @@ def convert(arguments: argparse.Namespace) -> None:
     progress = Progress("converted")
     dtype = DTYPES.get(arguments.dtype)
     step = arguments.ckpt_step
+    photographs = [open_image(Path(name).read_bytes(), name) for name in arguments.verify_image]
     if arguments.source == "hf":
         import_hf(arguments.load, arguments.save, progress)
         root, hf_folder = arguments.save, arguments.load
@@ -60,8 +66,11 @@ def convert(arguments: argparse.Namespace) -> None:
         elif shortage is not None:
             print(f"logits are not compared: {shortage}")
         else:
-            difference = verify_logits(root, hf_folder, step)
-            print(f"logits of transformers and Megatron differ by at most {difference:.1e}")
+            differences = verify_logits(root, hf_folder, step, photographs)
+            for name, difference in differences.items():
+                print(f"{name:<15}{difference:>10.1e}")
+            largest = max(differences.values())
+            print(f"logits of transformers and Megatron differ by at most {largest:.1e}")
 
 
 def main() -> None:

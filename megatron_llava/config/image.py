@@ -14,6 +14,7 @@ MERGE_TYPES = (
 )
 UNPAD_ROUNDINGS = ("llava", "hf")
 RESIZE_MODES = ("shortest_edge_crop", "squash")
+MULTI_IMAGE_VIEWS = ("one_padded", "as_single")
 _ANYRES_NUMBER = re.compile(r"anyres_(max|thresholded)_([1-9][0-9]*)")
 
 
@@ -60,6 +61,13 @@ class ImageSettings:
     image_std: tuple[float, float, float]
     """Standard deviation of the red, green and blue channel, in units of the [0, 1] range."""
 
+    multi_image_views: str = "one_padded"
+    """What each image of a sample that has several gives: 'one_padded' view, or 'as_single' the
+    views of an image alone."""
+
+    image_newline: bool = True
+    """Whether the model has the learned row that ends unpadded rows."""
+
     image_separator: bool = False
     """Whether a learned row stands before each image of a sample but the first."""
 
@@ -80,6 +88,12 @@ class ImageSettings:
         check_merge_type(self.mm_patch_merge_type)
         check_choice("--unpad-round", self.unpad_round, UNPAD_ROUNDINGS)
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        check_choice("--multi-image-views", self.multi_image_views, MULTI_IMAGE_VIEWS)
+        if "unpad" in self.mm_patch_merge_type and not self.image_newline:
+            raise ValueError(
+                f"--mm-patch-merge-type {self.mm_patch_merge_type} ends rows with a learned one, "
+                "which --no-image-newline leaves out: give --image-newline, or flat or spatial"
+            )
         self._check_pinpoints()
         if self.tile_position_embedding and not self.uses_grid:
             raise ValueError(
@@ -119,6 +133,10 @@ class ImageSettings:
         """(N + 1) * T of anyres_thresholded_N, None for other modes."""
         number = self._number_of("thresholded")
         return None if number is None else (number + 1) * self.tokens_per_view
+
+    def single_view(self, num_images: int) -> bool:
+        """Whether each image of a sample of so many gives one padded view in every mode."""
+        return num_images > 1 and self.multi_image_views == "one_padded"
 
     @property
     def num_special_rows(self) -> int:

@@ -130,8 +130,11 @@ class VisionConfig:
         below=0,
         from_checkpoint="fixed",
     )
-    mm_projector_type: Literal["mlp2x_gelu"] = flag(
-        "mlp2x_gelu", "Projector from the tower to the language model", from_checkpoint="fixed"
+    mm_projector_type: str = flag(
+        "mlp2x_gelu",
+        "Projector from the tower to the language model: linear, mlpNx_gelu, mlpNx_relu, or with "
+        "residual blocks mlpNx_resMx_gelu",
+        from_checkpoint="fixed",
     )
 
     @property
@@ -179,6 +182,18 @@ class ImageConfig:
     unpad_round: Literal["llava", "hf"] = flag(
         "llava",
         "Rounding of the unpadded size: the original code's or transformers'",
+        from_checkpoint="overridable",
+    )
+    multi_image_views: Literal["one_padded", "as_single"] = flag(
+        "one_padded",
+        "Each image of a sample that has several: one padded view, as the original code trains, or "
+        "what --image-aspect-ratio gives an image alone, as transformers does for LlavaNext and "
+        "Llava",
+        from_checkpoint="overridable",
+    )
+    image_newline: bool = flag(
+        True,
+        "A learned row for the ends of unpadded rows; LLaVA-1.5 has none",
         from_checkpoint="overridable",
     )
     image_separator: bool = flag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig
 
 
@@ -75,6 +76,13 @@ def check_vision(config: RunConfig) -> None:
                 f"{number_flag} {number} cannot be divided by {tensor_flag} {tensor}: give a "
                 f"{tensor_flag} that divides {number}, or --vision-parallel data"
             )
+    parse_projector_type(vision.mm_projector_type)
+    check_divisible(
+        "--hidden-size of the projector",
+        known(config.language.hidden_size),
+        tensor_flag,
+        config.parallel.tensor_model_parallel_size,
+    )
     image, patch = known(vision.vision_image_size), known(vision.vision_patch_size)
     if patch > image:
         raise ValueError(

@@ -42,6 +42,8 @@ from megatron_llava.parallel.checkpoint_directory import (
 if TYPE_CHECKING:
     from megatron_llava.models.llava import LlavaModel
 
+NAME_OF_DTYPE = "vision_model.conv1.weight"
+
 
 def import_hf(hf_folder: str | Path, root: str | Path, progress: Progress | None = None) -> None:
     """Convert a Hugging Face LLaVA-NeXT folder to the root of a Megatron checkpoint (`release`).
@@ -135,14 +137,14 @@ def load_state(
 
 
 def _stored_dtype(root: Path, iteration: int | str) -> torch.dtype:
-    """The dtype of the newline vector in the checkpoint, which is that of all parameters."""
+    """The dtype of one tensor of the checkpoint, which is that of all parameters."""
     from megatron.core import dist_checkpointing
 
     directory = find_checkpoint(root, iteration)
     if directory is None:
         raise ValueError(f"{iteration_directory(root, iteration)}: no such checkpoint")
     metadata = dist_checkpointing.load_tensors_metadata(str(directory))
-    if "image_newline" not in metadata:
-        raise ValueError(f"{directory}: holds no image_newline; is it a LLaVA checkpoint?")
-    dtype: torch.dtype = metadata["image_newline"].dtype
+    if NAME_OF_DTYPE not in metadata:
+        raise ValueError(f"{directory}: holds no {NAME_OF_DTYPE}; is it a LLaVA checkpoint?")
+    dtype: torch.dtype = metadata[NAME_OF_DTYPE].dtype
     return dtype

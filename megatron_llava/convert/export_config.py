@@ -11,20 +11,29 @@ import torch
 from megatron_llava.convert.hf_config import mapping_from_hf, read_json
 from megatron_llava.convert.hf_folder import (
     CONFIG_FILE,
+    RATIO_KEY,
     copy_side_files,
     read_image_processor,
     write_config,
 )
+from megatron_llava.convert.hf_images import ANYRES_MAX
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
-# Settings of the image path that LlavaNext computes in one way only.
-FIXED_IN_HF = {
-    "image_aspect_ratio": "anyres",
-    "mm_patch_merge_type": "spatial_unpad",
-    "unpad_round": "hf",
+# Settings of the image path that a class of transformers computes in one way only.
+_FIXED = {
     "image_separator": False,
     "image_start_end": False,
     "tile_position_embedding": False,
+}
+_ANYRES = _FIXED | {
+    "mm_patch_merge_type": "spatial_unpad",
+    "unpad_round": "hf",
+    "image_newline": True,
+}
+FIXED_IN_HF = {
+    "llava": _FIXED | {"mm_patch_merge_type": "flat", "image_newline": False},
+    "llava_next": _ANYRES | {"image_aspect_ratio": "anyres"},
+    "llava_onevision": _ANYRES,
 }
 STATED_IN_HF = (
     "language_model_type",
@@ -70,7 +79,7 @@ def write_hf_side_files(
     """Copy `source` (the `hf/` of a checkpoint's root), brought up to date with the mapping.
 
     The grid list follows the checkpoint. ValueError where the checkpoint contradicts config.json or
-    was trained with image settings that LlavaNext cannot compute.
+    was trained with image settings that its class cannot compute.
     """
     config = read_json(source / CONFIG_FILE)
     stated = mapping_from_hf(config, read_image_processor(source))
@@ -81,25 +90,44 @@ def write_hf_side_files(
                 f"{source}: the Hugging Face files say {field} {stated[field]}, but model.yaml "
                 f"says {found}"
             )
-    for field, value in FIXED_IN_HF.items():
+    model_type = config["model_type"]
+    for field, value in FIXED_IN_HF[model_type].items():
         if mapping.get(field) != value:
             raise ValueError(
-                f"model.yaml: {field} is {mapping.get(field)}, which LlavaNext cannot compute; "
-                f"it has {value} only"
+                f"model.yaml: {field} is {mapping.get(field)}, which {model_type} of transformers "
+                f"cannot compute; it has {value} only"
             )
+    changes = _image_changes(mapping, stated)
     copy_side_files(source, target)
-    pinpoints = hf_pinpoints(mapping)
-    if pinpoints != stated["image_grid_pinpoints"]:
-        config["image_grid_pinpoints"] = pinpoints
-        _replace_pinpoints(target, pinpoints)
+    if changes:
+        config |= changes
+        _update_processors(target, changes)
     write_config(target, config, dtype)
 
 
-def _replace_pinpoints(folder: Path, pinpoints: list[list[int]]) -> None:
-    """Write the grid list into whichever processor files hold one."""
+def _image_changes(mapping: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
+    """Keys of config.json that training changed; ValueError for what the class cannot state."""
+    changes: dict[str, Any] = {}
+    if "image_grid_pinpoints" in stated:
+        pinpoints = hf_pinpoints(mapping)
+        if pinpoints != stated["image_grid_pinpoints"]:
+            changes["image_grid_pinpoints"] = pinpoints
+    ratio = mapping["image_aspect_ratio"]
+    if ratio == stated["image_aspect_ratio"]:
+        return changes
+    if stated["hf_model_type"] != "llava_onevision" or not ANYRES_MAX.fullmatch(ratio):
+        raise ValueError(
+            f"model.yaml: image_aspect_ratio is {ratio}, and the Hugging Face files say "
+            f"{stated['image_aspect_ratio']}, which {stated['hf_model_type']} cannot change to that"
+        )
+    return changes | {RATIO_KEY: ratio}
+
+
+def _update_processors(folder: Path, changes: dict[str, Any]) -> None:
+    """Write changed keys into whichever processor files hold them."""
     for path in sorted(folder.glob("*processor*config.json")):
         content = read_json(path)
         for section in (content, content.get("image_processor")):
-            if isinstance(section, dict) and "image_grid_pinpoints" in section:
-                section["image_grid_pinpoints"] = pinpoints
+            if isinstance(section, dict):
+                section |= {key: value for key, value in changes.items() if key in section}
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

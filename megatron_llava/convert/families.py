@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.convert.rules import (
     COLUMN,
     GATE_UP,
@@ -31,6 +32,7 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"
 TEXT_LAYER = "language_model.model.layers.{layer}."
 VISION = "vision_tower.vision_model."
+PROJECTOR = "multi_modal_projector."
 VISION_LAYER = VISION + "encoder.layers.{layer}."
 _BUFFER = "a buffer that is computed again"
 
@@ -53,8 +55,9 @@ def table(mapping: dict[str, Any], padded_vocab_size: int | None = None) -> Tabl
         *text_rules(mapping, padded_vocab_size),
         *vision_rules(mapping),
         *projector_rules(mapping),
-        _copy("image_newline", "image_newline", (mapping["hidden_size"],)),
     ]
+    if mapping["image_newline"]:
+        rules.append(_copy("image_newline", "image_newline", (mapping["hidden_size"],)))
     frequencies = ["language_model.model.rotary_emb.inv_freq"]
     frequencies += [
         TEXT_LAYER.format(layer=layer) + "self_attn.rotary_emb.inv_freq"
@@ -236,13 +239,42 @@ _SIGLIP_HEAD = (
 
 
 def projector_rules(mapping: dict[str, Any]) -> list[Rule]:
-    """`mlp2x_gelu`: Linear(vision, hidden), GELU, Linear(hidden, hidden)."""
+    """Linears of which the first has the tower's width, then residual blocks.
+
+    The classes of transformers have two linears, `linear_1` and `linear_2`. Other shapes exist in
+    the original code only and keep its numbers, under `multi_modal_projector.`.
+    """
     vision, hidden = mapping["vision_hidden_size"], mapping["hidden_size"]
-    first = ("vision_projection.encoder.linear_fc1.", "multi_modal_projector.linear_1.")
-    second = ("vision_projection.encoder.linear_fc2.", "multi_modal_projector.linear_2.")
+    shape = parse_projector_type(mapping["mm_projector_type"])
+    megatron, hf = "vision_projection.", PROJECTOR
+    if shape.linears == 2 and not shape.blocks:
+        first, second = megatron + "encoder.linear_fc1.", megatron + "encoder.linear_fc2."
+        return [
+            *_linear(first, hf + "linear_1.", (hidden, vision), COLUMN),
+            *_linear(second, hf + "linear_2.", (hidden, hidden), ROW),
+        ]
+    rules = []
+    for number in range(shape.linears):
+        place = f"{2 * number}." if shape.in_sequence else ""
+        widths = (hidden, hidden if number else vision)
+        axis = ROW if number % 2 else COLUMN
+        rules += _linear(f"{megatron}linear_{number + 1}.", hf + place, widths, axis)
+    for number in range(shape.blocks):
+        block = f"{megatron}block_{number + 1}."
+        theirs = f"{hf}{2 * shape.linears - 1 + number}."
+        rules += [
+            _copy(block + "norm.weight", theirs + "pre_norm.weight", (hidden,)),
+            _copy(block + "norm.bias", theirs + "pre_norm.bias", (hidden,)),
+            *_linear(block + "mlp.linear_fc1.", theirs + "proj.0.", (hidden, hidden), COLUMN),
+            *_linear(block + "mlp.linear_fc2.", theirs + "proj.2.", (hidden, hidden), ROW),
+        ]
+    return rules
+
+
+def _linear(megatron: str, hf: str, shape: Shape, axis: str) -> list[Rule]:
+    """Weight and bias; every rank holds the bias of a row-parallel linear."""
+    bias_axis = COLUMN if axis == COLUMN else REPLICATED
     return [
-        _copy(first[0] + "weight", first[1] + "weight", (hidden, vision), COLUMN),
-        _copy(first[0] + "bias", first[1] + "bias", (hidden,), COLUMN),
-        _copy(second[0] + "weight", second[1] + "weight", (hidden, hidden), ROW),
-        _copy(second[0] + "bias", second[1] + "bias", (hidden,)),
+        _copy(megatron + "weight", hf + "weight", shape, axis),
+        _copy(megatron + "bias", hf + "bias", shape[:1], bias_axis),
     ]

@@ -1,9 +1,8 @@
-"""The model of a Hugging Face LLaVA-NeXT folder as a flat mapping, and back.
+"""The model of a Hugging Face LLaVA folder as a flat mapping.
 
 The mapping is what `model.yaml` in the root of a Megatron checkpoint holds. Its fields carry the
 names of the command-line flags; besides them it keeps what only the way back needs:
-`image_token_index`, `pinpoint_order`, `vision_feature_select_strategy`,
-`hf_stores_tied_output_weight`.
+`hf_model_type`, `image_token_index`, `hf_stores_tied_output_weight`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,10 @@ from megatron_llava.convert.hf_defaults import (
     VISION_DEFAULTS,
     VISION_TYPES,
 )
+from megatron_llava.convert.hf_images import image_fields
 
+# The projector of every Hugging Face class is two linears with an activation between.
+PROJECTOR_OF_ACTIVATION = {"gelu": "mlp2x_gelu", "relu": "mlp2x_relu"}
 VISION_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 
 
@@ -37,29 +39,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
-    """The mapping of a LlavaNextConfig (as JSON) and its image processor's settings.
+    """The mapping of a LLaVA config (as JSON) of any class and its image processor's settings.
 
     Raises ValueError naming the setting for everything that the Megatron model would not compute.
     Tied weights and the dtype are known only with the tensors: see `check_tensors`.
     """
-    if config.get("model_type") != "llava_next":
+    model_type = config.get("model_type")
+    if model_type not in TOP_DEFAULTS:
         raise ValueError(
-            f"config.json: model_type is {config.get('model_type')!r}; supported: llava_next"
+            f"config.json: model_type is {model_type!r}; supported: {', '.join(TOP_DEFAULTS)}"
         )
     if "quantization_config" in config:
         raise ValueError("config.json: quantization_config is set; convert the unquantised model")
-    top = {**TOP_DEFAULTS, **config}
-    _require(top, "projector_hidden_act", "gelu", "")
+    given = {key: value for key, value in config.items() if value is not None}
+    top = {**TOP_DEFAULTS[model_type], **given}
     _require(top, "multimodal_projector_bias", True, "")
-    mapping = _text_fields(config.get("text_config") or {})
-    mapping |= _vision_fields(config.get("vision_config") or {}, top)
-    mapping |= _image_fields(top, processor, mapping["vision_image_size"])
+    if top["projector_hidden_act"] not in PROJECTOR_OF_ACTIVATION:
+        raise ValueError(
+            f"config.json: projector_hidden_act is {top['projector_hidden_act']!r}; supported: "
+            + ", ".join(PROJECTOR_OF_ACTIVATION)
+        )
+    text_type = TOP_DEFAULTS[model_type]["text_config"]["model_type"]
+    vision_type = TOP_DEFAULTS[model_type]["vision_config"]["model_type"]
+    mapping = _text_fields({"model_type": text_type, **top["text_config"]})
+    mapping |= _vision_fields({"model_type": vision_type, **top["vision_config"]}, top)
+    mapping |= image_fields(top, processor, mapping["vision_image_size"])
     index = top["image_token_index"]
     if not 0 <= index < mapping["vocab_size"]:
         raise ValueError(
             f"config.json: image_token_index is {index}, but vocab_size is {mapping['vocab_size']}"
         )
-    return mapping | {"mm_projector_type": "mlp2x_gelu", "image_token_index": index}
+    return mapping | {
+        "hf_model_type": model_type,
+        "mm_projector_type": PROJECTOR_OF_ACTIVATION[top["projector_hidden_act"]],
+        "image_token_index": index,
+    }
 
 
 def _require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> None:
@@ -106,7 +120,7 @@ def _refuse_sliding_window(text: dict[str, Any], model_type: str) -> None:
 
 
 def _text_fields(section: dict[str, Any]) -> dict[str, Any]:
-    model_type = section.get("model_type", "llama")
+    model_type = section["model_type"]
     if model_type not in TEXT_DEFAULTS:
         raise ValueError(
             f"config.json: text_config.model_type is {model_type!r}; "
@@ -163,7 +177,7 @@ def _select_layer(top: dict[str, Any], stored: int) -> int:
 
 
 def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    model_type = section.get("model_type", "clip_vision_model")
+    model_type = section["model_type"]
     if model_type not in VISION_DEFAULTS:
         raise ValueError(
             f"config.json: vision_config.model_type is {model_type!r}; "
@@ -204,57 +218,3 @@ def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, An
         "vision_hidden_act": vision["hidden_act"],
         "mm_vision_select_layer": _select_layer(top, vision["num_hidden_layers"]),
     }
-
-
-def _image_fields(
-    top: dict[str, Any], processor: dict[str, Any], image_size: int
-) -> dict[str, Any]:
-    """How images become tiles. The order (height, width) of the pinpoints is kept, not flipped."""
-    where = "image processor"
-    pinpoints = [list(pair) for pair in top["image_grid_pinpoints"]]
-    if not pinpoints or any(len(pair) != 2 or not all(pair) for pair in pinpoints):
-        raise ValueError(f"config.json: image_grid_pinpoints is {pinpoints}; give [h, w] pairs")
-    for pair in pinpoints:
-        if pair[0] % image_size or pair[1] % image_size:
-            raise ValueError(
-                f"config.json: image_grid_pinpoints has {pair}, no multiple of image_size "
-                f"{image_size}"
-            )
-    theirs = processor.get("image_grid_pinpoints", pinpoints)
-    if [list(pair) for pair in theirs] != pinpoints:
-        raise ValueError(
-            f"{where}: image_grid_pinpoints is {theirs}, but config.json says {pinpoints}"
-        )
-    for key in ("image_mean", "image_std"):
-        if len(processor.get(key) or ()) != 3:
-            raise ValueError(f"{where}: {key} is {processor.get(key)!r}; give three numbers")
-    supported = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
-    for key, expected in supported.items():
-        if processor.get(key, expected) != expected:
-            raise ValueError(f"{where}: {key} is {processor[key]!r}; supported: {expected!r}")
-    if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-9:
-        raise ValueError(
-            f"{where}: rescale_factor is {processor['rescale_factor']}; supported: 1/255"
-        )
-    sizes = {**_sides(processor, "size"), **_sides(processor, "crop_size")}
-    for key, side in sizes.items():
-        if side != image_size:
-            raise ValueError(f"{where}: {key} is {side}, but vision image_size is {image_size}")
-    return {
-        "image_aspect_ratio": "anyres",
-        "image_grid_pinpoints": pinpoints,
-        "pinpoint_order": "hw",
-        "mm_patch_merge_type": "spatial_unpad",
-        "unpad_round": "hf",
-        "image_resize_mode": "shortest_edge_crop" if "size.shortest_edge" in sizes else "squash",
-        "image_mean": [float(value) for value in processor["image_mean"]],
-        "image_std": [float(value) for value in processor["image_std"]],
-    }
-
-
-def _sides(processor: dict[str, Any], key: str) -> dict[str, int]:
-    """The sides that `key` states, as {"size.height": S}; a bare number is the shortest edge."""
-    size = processor.get(key)
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
-    return {f"{key}.{side}": value for side, value in (size or {}).items() if value is not None}

@@ -82,12 +82,49 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 VISION_TYPES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}
 
-TOP_DEFAULTS: dict[str, Any] = {
+_CLIP_L_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+_SO400M_384 = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+_LLAVA = {
     "image_token_index": 32000,
     "projector_hidden_act": "gelu",
     "multimodal_projector_bias": True,
     "vision_feature_select_strategy": "default",
     "vision_feature_layer": -2,
     "tie_word_embeddings": False,
-    "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    "text_config": {"model_type": "llama"},
+    "vision_config": _CLIP_L_336,
 }
+TOP_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llava": _LLAVA,
+    "llava_next": _LLAVA
+    | {"image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]},
+    "llava_onevision": _LLAVA
+    | {
+        "image_token_index": 151646,
+        "vision_feature_select_strategy": "full",
+        "vision_feature_layer": -1,
+        "text_config": {"model_type": "qwen2"},
+        "vision_config": _SO400M_384,
+        "vision_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": [
+            [384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)
+        ],
+    },
+}
+"""By model_type: llava is LLaVA-1.5's class. A section that is given does not take these in."""

@@ -15,6 +15,8 @@ from megatron_llava.convert.hf_config import mapping_from_hf, read_json
 from megatron_llava.convert.hf_reader import HFReader
 
 CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "processor_config.json"
+RATIO_KEY = "vision_aspect_ratio"
 SIDE_FILES = (
     CONFIG_FILE,
     "generation_config.json",
@@ -45,7 +47,7 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
     """Settings of the image processor: `preprocessor_config.json`, or nested in the processor's."""
-    old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
+    old, new = folder / "preprocessor_config.json", folder / PROCESSOR_FILE
     if old.exists():
         return read_json(old)
     if new.exists():
@@ -53,6 +55,19 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
         if isinstance(settings, dict):
             return settings
     raise ValueError(f"{folder}: no image processor settings in {old.name} or {new.name}")
+
+
+def check_processor_ratio(folder: Path, mapping: dict[str, Any]) -> None:
+    """ValueError where a OneVision processor would count other tokens than the model makes."""
+    path = folder / PROCESSOR_FILE
+    if mapping["hf_model_type"] != "llava_onevision" or not path.exists():
+        return
+    ratio = read_json(path).get(RATIO_KEY, mapping["image_aspect_ratio"])
+    if ratio != mapping["image_aspect_ratio"]:
+        raise ValueError(
+            f"{path.name}: {RATIO_KEY} is {ratio}, but config.json says "
+            f"{mapping['image_aspect_ratio']}"
+        )
 
 
 def read_mapping(folder: Path, reader: HFReader) -> dict[str, Any]:
@@ -63,6 +78,7 @@ def read_mapping(folder: Path, reader: HFReader) -> dict[str, Any]:
     config = read_json(folder / CONFIG_FILE)
     try:
         mapping = mapping_from_hf(config, read_image_processor(folder))
+        check_processor_ratio(folder, mapping)
         mapping |= output_weight_fields(config, reader)
         check_tensors(mapping, reader)
     except ValueError as error:
@@ -79,6 +95,8 @@ def output_weight_fields(config: dict[str, Any], reader: HFReader) -> dict[str, 
         raise ValueError(f"tensor {EMBEDDING} is missing")
     top = bool(config.get("tie_word_embeddings", False))
     text = bool((config.get("text_config") or {}).get("tie_word_embeddings", False))
+    # LlavaConfig and LlavaOnevisionConfig take the flag of the text model for their own.
+    top = top or (text and config.get("model_type") != "llava_next")
     flags = f"tie_word_embeddings is {top} and text_config.tie_word_embeddings is {text}"
     if LM_HEAD not in reader:
         if not top:

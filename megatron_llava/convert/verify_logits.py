@@ -1,11 +1,11 @@
-"""Logits of transformers against ours, on a drawn image between text, in float32."""
+"""Logits of transformers against ours in float32: an image, several images, and text alone."""
 
 from __future__ import annotations
 
-import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,24 +16,24 @@ from torch import Tensor
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.convert.checkpoint import build_for_compute, load_state
 from megatron_llava.convert.families import table
-from megatron_llava.convert.hf_folder import read_image_processor
+from megatron_llava.convert.hf_model import HFModel
 from megatron_llava.convert.root_files import read_root_mapping, run_config
 from megatron_llava.convert.single_process import single_process
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.settings import image_settings
 from megatron_llava.vision.token_layout import number_of_tokens
 
-if TYPE_CHECKING:
-    from megatron_llava.data.packed_batch import TensorBatch
-
 LOGITS_THRESHOLD = 1e-4
-TEXT_TOKENS = 24  # before and after the image
+TEXT_TOKENS = 24  # before, between and after the images
 BYTES_PER_PARAMETER = 8  # the checkpoint's tensors, at most float32, and a float32 model
 
+Case = tuple[list[int], list[Image.Image]]
+"""Token ids with IMAGE_TOKEN_INDEX at each image, and the images."""
 
-def drawn_image(tile_size: int) -> Image.Image:
-    """A gradient with a circle and a bar: wide, and no multiple of anything."""
-    width, height = tile_size * 7 // 4 + 3, tile_size * 9 // 8 + 1
+
+def drawn_image(tile_size: int, wide: float = 7 / 4, high: float = 9 / 8) -> Image.Image:
+    """A gradient with a circle and a bar, so many tiles wide and high, no multiple of anything."""
+    width, height = int(tile_size * wide) + 3, int(tile_size * high) + 1
     row = np.linspace(0, 255, width)[None, :].repeat(height, axis=0)
     column = np.linspace(255, 0, height)[:, None].repeat(width, axis=1)
     pixels = np.stack([row, column, (row + column) / 2], axis=-1).astype(np.uint8)
@@ -44,72 +44,80 @@ def drawn_image(tile_size: int) -> Image.Image:
     return image
 
 
-def text_ids(mapping: dict[str, Any]) -> list[int]:
-    """Token ids spread over the vocabulary, with one image in the middle."""
+def cases(
+    mapping: dict[str, Any], settings: ImageSettings, photographs: Sequence[Image.Image] = ()
+) -> dict[str, Case]:
+    """What both are asked: drawn images, and the user's, each alone and all of them together."""
+    side = settings.tile_size
+    drawn = [drawn_image(side), drawn_image(side, 0.6, 1.9), drawn_image(side, 1.0, 0.4)]
+    found: dict[str, Case] = {"text alone": (_text_ids(mapping, 0), [])}
+    for name, images in (("image", drawn), ("photograph", list(photographs))):
+        for number, image in enumerate(images):
+            found[f"{name} {number + 1}"] = (_text_ids(mapping, 1), [image])
+        if len(images) > 1:
+            found[f"{len(images)} {name}s"] = (_text_ids(mapping, len(images)), images)
+    return found
+
+
+def _text_ids(mapping: dict[str, Any], num_images: int) -> list[int]:
+    """Token ids spread over the vocabulary, with images between stretches of them."""
     vocab, image = mapping["vocab_size"], mapping["image_token_index"]
-    stride = max(vocab // (2 * TEXT_TOKENS), 1)
-    ids = [number * stride % vocab for number in range(2 * TEXT_TOKENS)]
-    ids = [number if number != image else (number + 1) % vocab for number in ids]
-    return [*ids[:TEXT_TOKENS], IMAGE_TOKEN_INDEX, *ids[TEXT_TOKENS:]]
+    count = TEXT_TOKENS * (num_images + 1)
+    stride = max(vocab // count, 1)
+    reserved = {image, mapping.get("video_token_index")}
+    plain = [number for number in range(vocab) if number not in reserved]
+    ids = [plain[number * stride % len(plain)] for number in range(count)]
+    for number in range(num_images):
+        ids.insert(TEXT_TOKENS * (number + 1) + number, IMAGE_TOKEN_INDEX)
+    return ids
 
 
-def megatron_logits(root: Path, mapping: dict[str, Any], state: dict[str, Tensor]) -> Tensor:
-    """Logits [R, vocabulary] of the drawn sample, float32, one rank on the CPU."""
+def megatron_logits(
+    root: Path, mapping: dict[str, Any], state: dict[str, Tensor], asked: dict[str, Case]
+) -> dict[str, Tensor]:
+    """Logits [R, vocabulary] of each case, float32, one rank on the CPU."""
     settings = image_settings(run_config(mapping, str(root / "model.yaml")))
     with single_process(), torch.no_grad():
-        batch = _drawn_batch(mapping, settings)
+        # The store is made of core's datasets, so these wait for `single_process` as well.
+        from megatron_llava.convert.verify_batch import batch_of
+
         model = build_for_compute(mapping, torch.float32).eval()
         model.load_state_dict(state)
-        rows = torch.arange(batch.num_rows)
-        return model.logits(model.decode(batch), rows)
+        logits = {}
+        for name, (ids, images) in asked.items():
+            batch = batch_of(ids, images, settings)
+            logits[name] = model.logits(model.decode(batch), torch.arange(batch.num_rows))
+        return logits
 
 
-def _drawn_batch(mapping: dict[str, Any], settings: ImageSettings) -> TensorBatch:
-    # The store is made of core's datasets, so these wait for `single_process` as well.
-    from megatron_llava.data.collate import collate
-    from megatron_llava.data.store import Sample
-
-    image = drawn_image(settings.tile_size)
-    encoded = io.BytesIO()
-    image.save(encoded, format="PNG")
-    ids = np.array(text_ids(mapping), dtype=np.int32)
-    sample = Sample(
-        token_ids=ids,
-        label_mask=np.zeros(len(ids), dtype=np.uint8),
-        image_sizes=(image.size,),
-        images=(encoded.getvalue(),),
-        source="the drawn sample",
-    )
-    return collate([sample], settings).to_torch()
+def expanded_ids(
+    ids: Sequence[int], images: Sequence[Image.Image], image_token: int, settings: ImageSettings
+) -> list[int]:
+    """Token ids as transformers takes them: the image token once for each visual token."""
+    single_view = settings.single_view(len(images))
+    sizes = iter(image.size for image in images)
+    expanded: list[int] = []
+    for token in ids:
+        if token == IMAGE_TOKEN_INDEX:
+            count = number_of_tokens(next(sizes), settings, single_view=single_view)
+            expanded += [image_token] * count
+        else:
+            expanded.append(token)
+    return expanded
 
 
-def hf_logits(hf_folder: Path, mapping: dict[str, Any]) -> Tensor:
-    """Logits [R, vocabulary] of the same sample by transformers and its own image processor."""
-    from transformers import LlavaNextForConditionalGeneration
-    from transformers.models.llava_next.image_processing_pil_llava_next import (
-        LlavaNextImageProcessorPil,
-    )
-
+def hf_logits(
+    hf_folder: Path, mapping: dict[str, Any], asked: dict[str, Case]
+) -> dict[str, Tensor]:
+    """Logits [R, vocabulary] of each case by transformers and its own image processor."""
     settings = image_settings(run_config(mapping, "model.yaml"))
-    image = drawn_image(settings.tile_size)
-    kept = {
-        key: value
-        for key, value in read_image_processor(hf_folder).items()
-        if key not in ("image_processor_type", "processor_class", "feature_extractor_type")
+    model = HFModel(hf_folder, mapping["hf_model_type"])
+    return {
+        name: model.logits(
+            expanded_ids(ids, images, mapping["image_token_index"], settings), images
+        )
+        for name, (ids, images) in asked.items()
     }
-    processor = LlavaNextImageProcessorPil(**kept)
-    inputs = processor(images=image, return_tensors="pt")
-    expanded = [mapping["image_token_index"]] * number_of_tokens(image.size, settings)
-    ids = text_ids(mapping)
-    place = ids.index(IMAGE_TOKEN_INDEX)
-    ids[place : place + 1] = expanded
-    model = LlavaNextForConditionalGeneration.from_pretrained(
-        hf_folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
-    with torch.no_grad():
-        output = model(input_ids=torch.tensor([ids]), **inputs)
-    logits: Tensor = output.logits[0]
-    return logits
 
 
 def memory_shortage(root: str | Path) -> str | None:
@@ -123,16 +131,28 @@ def memory_shortage(root: str | Path) -> str | None:
     return f"that needs {needed / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are free"
 
 
-def verify_logits(root: str | Path, hf_folder: str | Path, iteration: int | None = None) -> float:
-    """Largest absolute difference of the logits; ValueError where it is above the threshold."""
+def verify_logits(
+    root: str | Path,
+    hf_folder: str | Path,
+    iteration: int | None = None,
+    photographs: Sequence[Image.Image] = (),
+) -> dict[str, float]:
+    """Largest absolute difference of the logits of each case.
+
+    photographs: images of the user's, beside the drawn ones. ValueError naming the case where a
+    difference is above the threshold.
+    """
     root, hf_folder = Path(root), Path(hf_folder)
     mapping = read_root_mapping(root)
-    ours = megatron_logits(root, mapping, load_state(root, mapping, iteration))
-    theirs = hf_logits(hf_folder, mapping)
-    difference = float((ours - theirs).abs().max())
-    if not difference <= LOGITS_THRESHOLD:
-        raise ValueError(
-            f"{root} and {hf_folder}: logits differ by up to {difference:.2e}, "
-            f"more than {LOGITS_THRESHOLD:.0e}"
-        )
-    return difference
+    settings = image_settings(run_config(mapping, str(root / "model.yaml")))
+    asked = cases(mapping, settings, photographs)
+    ours = megatron_logits(root, mapping, load_state(root, mapping, iteration), asked)
+    theirs = hf_logits(hf_folder, mapping, asked)
+    differences = {name: float((ours[name] - theirs[name]).abs().max()) for name in asked}
+    for name, difference in differences.items():
+        if not difference <= LOGITS_THRESHOLD:
+            raise ValueError(
+                f"{root} and {hf_folder}: logits differ by up to {difference:.2e} ({name}), "
+                f"more than {LOGITS_THRESHOLD:.0e}"
+            )
+    return differences

@@ -62,7 +62,7 @@ def collate(
 
     Args:
         samples: the pack; may be empty, which gives padding only.
-        settings: image settings; a sample of several images takes one padded view of each.
+        settings: image settings.
         pad_multiple, pad_to: see `padded_rows`; the padding is one more sequence of cu_seqlens.
         sequence_multiple: each sample is lengthened to a multiple of this by rows without taps.
         with_pixels: off, nothing is decoded and `tiles` is None.
@@ -74,7 +74,7 @@ def collate(
     """
     text = _Text(samples)
     planner = planner or row_planner()
-    visuals = visuals_of_images([sample.image_sizes for sample in samples])
+    visuals = visuals_of_images([sample.image_sizes for sample in samples], settings)
     image_tokens, views = _count(samples, visuals, settings, planner)
     rows_of_token = np.ones(len(text.tokens), dtype=np.int64)
     rows_of_token[text.is_image] = image_tokens
@@ -218,6 +218,7 @@ def _views(data: bytes, sample: Sample, number: int, settings: ImageSettings) ->
             f"{source} decodes to {image.size} pixels, stored as {sample.image_sizes[number]}"
         )
     try:
-        return image_views(image, settings, single_view=len(sample.image_sizes) > 1)
+        single_view = settings.single_view(len(sample.image_sizes))
+        return image_views(image, settings, single_view=single_view)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -22,7 +22,7 @@ def describe_sample(store: Store, index: int, tokenizer: Tokenizer, settings: Im
         raise ValueError(f"store {store.prefix}: no sample {index}, it has {len(store)} (from 0)")
     store.check_tokenizer(tokenizer.fingerprint())
     sample = store.load(index, with_images=False)
-    single_view = len(sample.image_sizes) > 1
+    single_view = settings.single_view(len(sample.image_sizes))
     lines, positions = [sample.source], int(store.text_lengths[index])
     for number, size in enumerate(sample.image_sizes):
         views = number_of_views(size, settings, single_view=single_view)

@@ -50,8 +50,6 @@ class PackingPlan:
 def sample_lengths(store: Store, settings: ImageSettings) -> np.ndarray:
     """int64 [n]: positions of each sample, its text tokens and the visual tokens of its images.
 
-    A sample with more than one image takes a single padded view of each (LLaVA's rule).
-
     Raises:
         ValueError: an image that the settings leave no token of; names the sample.
     """
@@ -60,7 +58,9 @@ def sample_lengths(store: Store, settings: ImageSettings) -> np.ndarray:
     visuals = np.zeros((len(sample_of_image), 5), dtype=np.int64)
     visuals[:, :2] = store.image_sizes
     visuals[:, 2] = IMAGE
-    visuals[:, 3] = per_sample[sample_of_image] > 1
+    # Two images stand for any number of several.
+    several = per_sample[sample_of_image] > 1
+    visuals[:, 3] = several & settings.single_view(2)
     visuals[:, 4] = np.arange(len(visuals)) > store.image_offsets[sample_of_image]
     unique, first, inverse = np.unique(visuals, axis=0, return_index=True, return_inverse=True)
     try:

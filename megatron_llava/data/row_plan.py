@@ -65,10 +65,10 @@ class NoLayoutError(ValueError):
         """Its place in the array of visuals."""
 
 
-def visuals_of_images(samples: Sequence[Sequence[Size]]) -> Visuals:
+def visuals_of_images(samples: Sequence[Sequence[Size]], image: ImageSettings) -> Visuals:
     """[n, 5] for the images of each sample, given by their (W, H)."""
     rows = [
-        (*size, IMAGE, len(sizes) > 1, number > 0)
+        (*size, IMAGE, image.single_view(len(sizes)), number > 0)
         for sizes in samples
         for number, size in enumerate(sizes)
     ]

@@ -108,7 +108,7 @@ def _rows(prompt: Sample, settings: ImageSettings) -> int:
     """Positions of a prompt with its images expanded."""
     sizes = prompt.image_sizes
     try:
-        tokens, _ = row_planner().count(visuals_of_images([sizes]), settings)
+        tokens, _ = row_planner().count(visuals_of_images([sizes], settings), settings)
     except ValueError as error:
         raise ValueError(f"{prompt.source}: {error}") from None
     return len(prompt.token_ids) - len(sizes) + int(tokens.sum())
@@ -121,7 +121,7 @@ def _generate_pack(
     max_new_tokens: int,
     stops: set[int],
 ) -> list[Generated]:
-    device = model.image_newline.device
+    device = model.pixel_table.device
     answers: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     features_FH = first_logits = None

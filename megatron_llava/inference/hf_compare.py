@@ -17,6 +17,13 @@ from megatron_llava.text.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
 from megatron_llava.text.tokenizer import Tokenizer
 from megatron_llava.vision.token_layout import number_of_tokens
 
+VIEWS_OF_CLASS = {
+    "llava": "as_single",
+    "llava_next": "as_single",
+    "llava_onevision": "one_padded",
+}
+"""What transformers makes of each image of several, in the words of --multi-image-views."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -32,7 +39,7 @@ class Comparison:
 
 
 class HFFolder:
-    """A Hugging Face LLaVA-NeXT folder with its processor.
+    """A Hugging Face LLaVA folder with its processor.
 
     Args:
         folder: config, weights, tokenizer, processor and chat template.
@@ -43,18 +50,18 @@ class HFFolder:
     """
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        from transformers import AutoProcessor, LlavaNextForConditionalGeneration
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         try:
             self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = LlavaNextForConditionalGeneration.from_pretrained(
+            model = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True
             )
         # transformers raises many kinds for a folder that it cannot use.
         except Exception as error:
             first_line = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"{folder}: transformers cannot read it as a LLaVA-NeXT folder: {first_line}"
+                f"{folder}: transformers cannot read it as a LLaVA folder: {first_line}"
             ) from error
         if self.processor.chat_template is None:
             raise ValueError(f"{folder}: has no chat template to ask a question with")
@@ -95,12 +102,14 @@ def compare_question(
 
     Raises:
         ValueError: the folder's processor makes other token ids of the question than ours, or the
-            question has several images, which transformers lays out otherwise.
+            question has several images, which training laid out otherwise.
     """
-    if len(question.images) > 1:
+    theirs = VIEWS_OF_CLASS[hf.model.config.model_type]
+    if len(question.images) > 1 and settings.multi_image_views != theirs:
         raise ValueError(
-            f"{question.prompt.source}: has {len(question.images)} images; training takes one view "
-            "of each and transformers takes tiles, so there is nothing to compare"
+            f"{question.prompt.source}: has {len(question.images)} images; training gave each of "
+            f"them the views of {settings.multi_image_views} and transformers gives {theirs}, so "
+            "there is nothing to compare"
         )
     inputs = hf.inputs(question)
     expected = _expanded(question, settings, hf.image_token())
@@ -123,10 +132,11 @@ def compare_question(
 def _expanded(question: Question, settings: ImageSettings, image_token: int) -> Sequence[int]:
     """Our prompt ids with the placeholder of each image repeated for its visual tokens."""
     ids: list[int] = []
+    single_view = settings.single_view(len(question.prompt.image_sizes))
     sizes = iter(question.prompt.image_sizes)
     for token in question.prompt.token_ids.tolist():
         if token == IMAGE_TOKEN_INDEX:
-            ids += [image_token] * number_of_tokens(next(sizes), settings)
+            ids += [image_token] * number_of_tokens(next(sizes), settings, single_view=single_view)
         else:
             ids.append(token)
     return ids

@@ -7,6 +7,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
 from megatron_llava.config.parallel import ParallelConfig
+from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.core_config import (
     language_transformer_config,
@@ -14,13 +15,10 @@ from megatron_llava.models.core_config import (
     vision_transformer_config,
 )
 from megatron_llava.models.llava import LlavaModel
-from megatron_llava.models.projector import Projector
+from megatron_llava.models.projector import build_projector
 from megatron_llava.models.specs import language_block_spec
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.vision.settings import image_settings
-
-PROJECTORS = {"mlp2x_gelu": Projector}
-"""Projector classes by LLaVA's name of the type."""
 
 
 def build_llava_model(
@@ -61,8 +59,10 @@ def build_llava_model(
             config.vision,
             whole_on_each_rank=config.parallel.vision_parallel == "data",
         )
-        vision_projection = PROJECTORS[config.vision.mm_projector_type](
-            projector_transformer_config(config), vision_core.hidden_size
+        vision_projection = build_projector(
+            projector_transformer_config(config),
+            vision_core.hidden_size,
+            parse_projector_type(config.vision.mm_projector_type),
         )
     return LlavaModel(
         core,

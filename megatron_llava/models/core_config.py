@@ -11,6 +11,7 @@ from megatron.core.activations import quick_gelu
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig
 
 ACTIVATIONS = {
@@ -96,7 +97,8 @@ def vision_transformer_config(config: RunConfig) -> TransformerConfig:
 
 
 def projector_transformer_config(config: RunConfig) -> TransformerConfig:
-    """The projector: hidden and intermediate width are the language model's; exact-erf GELU."""
+    """The projector, all of the language model's width; exact-erf GELU or ReLU."""
+    shape = parse_projector_type(config.vision.mm_projector_type)
     hidden_size = config.language.hidden_size
     return TransformerConfig(
         **_shared(config),
@@ -105,7 +107,7 @@ def projector_transformer_config(config: RunConfig) -> TransformerConfig:
         ffn_hidden_size=hidden_size,
         num_attention_heads=config.language.num_attention_heads,
         kv_channels=config.language.head_width,
-        activation_func=F.gelu,
+        activation_func={"gelu": F.gelu, "relu": F.relu}[shape.activation],
         add_bias_linear=True,
         init_method_std=config.language.init_method_std,
     )

@@ -12,14 +12,20 @@ from megatron.core.transformer.module import MegatronModule
 
 from megatron_llava.config.image import ImageSettings
 
-OPTIONAL_ROWS = ("image_separator", "image_start", "image_end", "tile_position_embedding")
-"""Parameters that a published checkpoint lacks: a run that begins with one starts them anew."""
+OPTIONAL_ROWS = (
+    "image_newline",
+    "image_separator",
+    "image_start",
+    "image_end",
+    "tile_position_embedding",
+)
+"""Parameters that a checkpoint may lack: a run that begins with one starts them anew."""
 
 
 def add_image_rows(
     model: MegatronModule, settings: ImageSettings, hidden_size: int, dtype: torch.dtype
 ) -> None:
-    """Give the model ``image_newline``, and those of OPTIONAL_ROWS that the settings ask for.
+    """Give the model those of OPTIONAL_ROWS that the settings ask for.
 
     Rows that are tokens are drawn as LLaVA draws ``image_newline``: normal with a standard
     deviation of hidden_size ** -0.5, from torch's seed alone, so that every rank and every layout
@@ -31,7 +37,8 @@ def add_image_rows(
         row = torch.randn(hidden_size, generator=generator, device="cpu")
         return torch.nn.Parameter((row * hidden_size**-0.5).to(dtype))
 
-    model.image_newline = drawn()
+    if settings.image_newline:
+        model.image_newline = drawn()
     if settings.image_separator:
         model.image_separator = drawn()
     if settings.image_start_end:
@@ -45,10 +52,11 @@ def add_image_rows(
 def special_rows(model: MegatronModule, settings: ImageSettings) -> torch.Tensor:
     """[S, H], the rows that tokens may name, in the order of ``vision.merge_shape``'s taps."""
     names = ("image_newline", "image_separator", "image_start", "image_end")
-    newline = model.image_newline
     rows = [getattr(model, name, None) for name in names[: settings.num_special_rows]]
-    # A row in between that is off is named by no token.
-    return torch.stack([torch.zeros_like(newline) if row is None else row for row in rows])
+    # A row that is off is named by no token; it has the type and place of the projector's output.
+    weight = next(model.vision_projection.parameters())
+    off = weight.new_zeros(model.config.hidden_size)
+    return torch.stack([off if row is None else row for row in rows])
 
 
 def position_rows(model: MegatronModule) -> torch.Tensor | None:

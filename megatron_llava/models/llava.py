@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
 from megatron_llava.models.image_rows import add_image_rows, position_rows, special_rows
-from megatron_llava.models.projector import Projector
+from megatron_llava.models.projector import DeepProjector, Projector
 from megatron_llava.models.specs import PackedSequences
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.exchange import exchange_rows
@@ -53,7 +53,7 @@ class LlavaModel(MegatronModule):
         language_model: GPTModel,
         vocab_size: int,
         vision_model: VisionTower | None,
-        vision_projection: Projector | None,
+        vision_projection: Projector | DeepProjector | None,
         settings: ImageSettings,
         view_group: dist.ProcessGroup | None = None,
     ) -> None:

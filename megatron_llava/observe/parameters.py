@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.vision.settings import image_settings
@@ -37,7 +38,8 @@ def part_parameters(config: RunConfig, *, layers: int, first: bool, last: bool) 
 
 def _image_rows(config: RunConfig) -> Iterator[Parameter]:
     hidden, settings = known(config.language.hidden_size), image_settings(config)
-    yield Parameter("image_newline", hidden)
+    if settings.image_newline:
+        yield Parameter("image_newline", hidden)
     if settings.image_separator:
         yield Parameter("image_separator", hidden)
     if settings.image_start_end:
@@ -102,7 +104,22 @@ def _tower(config: RunConfig) -> Iterator[Parameter]:
 def _projector(config: RunConfig) -> Iterator[Parameter]:
     width, hidden = known(config.vision.vision_hidden_size), known(config.language.hidden_size)
     share = hidden // config.parallel.tensor_model_parallel_size
-    prefix = "vision_projection.encoder."
+    shape = parse_projector_type(config.vision.mm_projector_type)
+    prefix = "vision_projection."
+    if shape.linears == 2 and not shape.blocks:
+        yield from _mlp(prefix + "encoder.", width, share, hidden)
+        return
+    for number in range(1, shape.linears + 1):
+        rows = hidden if number % 2 == 0 else share
+        weight = share * (width if number == 1 else hidden)
+        yield from _with_bias(f"{prefix}linear_{number}", weight, rows)
+    for number in range(1, shape.blocks + 1):
+        yield from _with_bias(f"{prefix}block_{number}.norm", hidden, hidden)
+        yield from _mlp(f"{prefix}block_{number}.mlp.", hidden, share, hidden)
+
+
+def _mlp(prefix: str, width: int, share: int, hidden: int) -> Iterator[Parameter]:
+    """A column-parallel linear of which this rank has a share of the rows, and a row-parallel."""
     yield from _with_bias(prefix + "linear_fc1", share * width, share)
     yield from _with_bias(prefix + "linear_fc2", share * hidden, hidden)
 

@@ -47,6 +47,8 @@ def image_settings(config: RunConfig) -> ImageSettings:
         resize_mode=image.image_resize_mode or ("shortest_edge_crop" if crops else "squash"),
         image_mean=cast(Channels, image.image_mean or mean),
         image_std=cast(Channels, image.image_std or std),
+        multi_image_views=image.multi_image_views,
+        image_newline=image.image_newline,
         image_separator=image.image_separator,
         image_start_end=image.image_start_end,
         tile_position_embedding=image.tile_position_embedding,

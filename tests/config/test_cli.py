@@ -14,7 +14,9 @@ from megatron_llava.config.run import RunConfig, all_fields, group_classes
 from megatron_llava.config.yaml_file import field_values
 
 SPECS = list(all_fields().values())
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1)
+# argparse drops a value that is nothing but "--".
+CHARACTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"))
+TEXT = st.text(CHARACTERS, min_size=1).filter(lambda text: text != "--")
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 

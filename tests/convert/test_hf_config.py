@@ -5,7 +5,9 @@ import pytest
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
+    LlavaConfig,
     LlavaNextConfig,
+    LlavaOnevisionConfig,
     MistralConfig,
     Qwen2Config,
     SiglipVisionConfig,
@@ -68,9 +70,14 @@ def test_vision_defaults_are_those_of_transformers(config_class):
         assert getattr(config, key) == value, key
 
 
-def test_top_level_defaults_are_those_of_transformers():
-    for key, value in TOP_DEFAULTS.items():
-        assert getattr(LlavaNextConfig(), key) == value, key
+@pytest.mark.parametrize("config_class", [LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig])
+def test_top_level_defaults_are_those_of_transformers(config_class):
+    config = config_class()
+    for key, value in TOP_DEFAULTS[config.model_type].items():
+        found = getattr(config, key)
+        if key in ("text_config", "vision_config"):
+            found = {name: getattr(found, name) for name in value}
+        assert found == value, key
 
 
 def test_a_hub_config_is_completed():
@@ -99,8 +106,11 @@ def test_a_hub_config_is_completed():
         "vision_hidden_act": "quick_gelu",
         "mm_vision_select_layer": -2,
         "mm_projector_type": "mlp2x_gelu",
+        "hf_model_type": "llava_next",
+        "image_newline": True,
+        "multi_image_views": "as_single",
         "image_aspect_ratio": "anyres",
-        "image_grid_pinpoints": TOP_DEFAULTS["image_grid_pinpoints"],
+        "image_grid_pinpoints": TOP_DEFAULTS["llava_next"]["image_grid_pinpoints"],
         "pinpoint_order": "hw",
         "mm_patch_merge_type": "spatial_unpad",
         "unpad_round": "hf",
@@ -143,9 +153,9 @@ def set_in(config, path, value):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("model_type", "llava_onevision"),
+        ("model_type", "llava_next_video"),
         ("quantization_config", {"bits": 4}),
-        ("projector_hidden_act", "relu"),
+        ("projector_hidden_act", "silu"),
         ("multimodal_projector_bias", False),
         ("vision_feature_layer", 23),
         ("vision_feature_layer", [-2, -5]),

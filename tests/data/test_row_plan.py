@@ -96,14 +96,14 @@ def settings_of_packs(draw):
     return image, draw(st.none() | video_settings_strategy(image.tile_size))
 
 
-def random_pack(generator, with_videos):
+def random_pack(generator, image, with_videos):
     """Visuals, and (text tokens, padding) before each of them and behind the last."""
     samples = []
     for _ in range(generator.integers(0, 4)):
         largest = generator.choice([40, 400, 3000])
         sizes = generator.integers(1, largest, (generator.integers(1, 3), 2))
         samples.append([tuple(size) for size in sizes.tolist()])
-    visuals = visuals_of_images(samples)
+    visuals = visuals_of_images(samples, image)
     if with_videos:
         frames = generator.integers(1, 5, generator.integers(0, 3)).tolist()
         visuals = generator.permutation(np.concatenate([visuals, visuals_of_videos(frames)]))
@@ -137,7 +137,7 @@ def assert_same_bits(left, right):
 def test_packs_are_the_same_bit_for_bit(compiled_planner, both, seed):
     generator = np.random.default_rng(seed)
     for _ in range(12):
-        pack = random_pack(generator, with_videos=both[1] is not None)
+        pack = random_pack(generator, both[0], with_videos=both[1] is not None)
         assert_same_plan(compiled_planner, *both, *pack)
 
 
@@ -188,7 +188,7 @@ def test_counts_of_every_small_size(compiled_planner, merge_type, unpad_round):
     for aspect_ratio in ("anyres", "anyres_max_2", "anyres_thresholded_3"):
         image = replace(tile, grid_pinpoints=grids, image_aspect_ratio=aspect_ratio)
         wide = [size for size in sizes if has_tokens(size, image)]
-        tokens, views = compiled_planner.count(visuals_of_images([[s] for s in wide]), image)
+        tokens, views = compiled_planner.count(visuals_of_images([[s] for s in wide], image), image)
         assert tokens.tolist() == [number_of_tokens(size, image) for size in wide]
         assert views.tolist() == [number_of_views(size, image) for size in wide]
 
@@ -199,7 +199,7 @@ def test_counts_of_published_settings(compiled_planner, image, unpad_round):
     image = replace(image, unpad_round=unpad_round)
     random = np.random.default_rng(3).integers(8, 4000, (2000, 2)).tolist()
     sizes = [tuple(size) for size in random] + SIZES_WHERE_ROUNDING_MATTERS[:-4]
-    tokens, _ = compiled_planner.count(visuals_of_images([[size] for size in sizes]), image)
+    tokens, _ = compiled_planner.count(visuals_of_images([[size] for size in sizes], image), image)
     assert tokens.tolist() == [number_of_tokens(size, image) for size in sizes]
 
 
@@ -215,7 +215,7 @@ def test_unpadded_sides_within_a_hair_of_a_whole_number(compiled_planner, unpad_
     sizes += [(height, width) for width, height in sizes]
     sizes = [size for size in sizes if has_tokens(size, image)]
     assert len(sizes) > 4000
-    tokens, _ = compiled_planner.count(visuals_of_images([[size] for size in sizes]), image)
+    tokens, _ = compiled_planner.count(visuals_of_images([[size] for size in sizes], image), image)
     assert tokens.tolist() == [number_of_tokens(size, image) for size in sizes]
 
 
@@ -232,7 +232,7 @@ def test_a_canvas_at_the_edge_of_shrinking(compiled_planner, side, views, tokens
         mm_patch_merge_type="spatial_unpad_nobase",
     )
     for planner in (PYTHON, compiled_planner):
-        found, _ = planner.count(visuals_of_images([[(999, 999)]]), image)
+        found, _ = planner.count(visuals_of_images([[(999, 999)]], image), image)
         assert found.tolist() == [tokens]
 
 
@@ -240,7 +240,7 @@ def layouts(planner, image, sizes):
     """The plans of packs of one image each, or the message where there is none."""
     found = []
     for size in sizes:
-        visuals = visuals_of_images([[size]])
+        visuals = visuals_of_images([[size]], image)
         try:
             tokens, views = planner.count(visuals, image)
         except NoLayoutError as error:
@@ -295,7 +295,7 @@ def test_the_transpose_is_its_definition(compiled_planner, planner_name):
 def test_a_visual_without_layout_is_named(compiled_planner, planner_name):
     planner = {"python": PYTHON, "compiled": compiled_planner}[planner_name]
     image = replace(BASE, image_aspect_ratio="nobase")
-    visuals = visuals_of_images([[(500, 400)], [(10_000, 1)], [(0, 5)]])
+    visuals = visuals_of_images([[(500, 400)], [(10_000, 1)], [(0, 5)]], image)
     with pytest.raises(NoLayoutError, match="image of 10000x1 pixels is too thin") as caught:
         planner.count(visuals, image)
     assert caught.value.visual == 1

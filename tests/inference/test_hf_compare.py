@@ -1,5 +1,7 @@
 """Questions asked of a Hugging Face folder: same ids, same logits, same answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,9 +60,12 @@ def test_another_chat_template_is_an_error(pair, questions, monkeypatch):
     assert "chat template" in message
 
 
-def test_several_images_are_refused(pair, make_questions):
-    message = error_of(pair, make_questions([[(90, 60), (56, 56)]])[0])
-    assert "record 0 (id=q0): has 2 images" in message
+def test_several_images(pair, make_questions):
+    question = make_questions([[(90, 60), (56, 56)]])[0]
+    assert 0 < compare(pair, question).max_difference < 1e-4
+    pair = replace(pair, settings=replace(pair.settings, multi_image_views="one_padded"))
+    message = error_of(pair, question)
+    assert "record 0 (id=q0): has 2 images; training gave each of them the views of" in message
 
 
 def test_a_folder_that_is_none_is_named(pair, tmp_path):

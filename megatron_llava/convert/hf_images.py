@@ -1,0 +1,99 @@
+"""How the images of a Hugging Face LLaVA folder become tiles and tokens, by model class.
+
+llava            one view of each image, no newline (LLaVA-1.5)
+llava_next       AnyRes, each image of a sample on its own
+llava_onevision  AnyRes with a bound; one padded view of each image where there are several
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+WHERE = "image processor"
+ANYRES_MAX = re.compile(r"anyres_max_[1-9][0-9]*")
+
+
+def image_fields(top: dict[str, Any], processor: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """The image fields of a mapping.
+
+    Args:
+        top: config.json with the defaults of its class.
+        processor: settings of the image processor.
+        image_size: side of a view, in pixels.
+
+    Raises ValueError naming the setting where the two disagree or we have no such image path.
+    """
+    squash = _check_pixels(processor, image_size)
+    fields: dict[str, Any] = {
+        "image_resize_mode": "squash" if squash else "shortest_edge_crop",
+        "image_mean": [float(value) for value in processor["image_mean"]],
+        "image_std": [float(value) for value in processor["image_std"]],
+        "unpad_round": "hf",
+    }
+    if top["model_type"] == "llava":
+        return fields | {
+            "image_aspect_ratio": "pad" if processor.get("do_pad") else "square",
+            "mm_patch_merge_type": "flat",
+            "multi_image_views": "as_single",
+            "image_newline": False,
+        }
+    fields |= {
+        "image_grid_pinpoints": _pinpoints(top, processor, image_size),
+        "pinpoint_order": "hw",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_newline": True,
+    }
+    if top["model_type"] == "llava_next":
+        return fields | {"image_aspect_ratio": "anyres", "multi_image_views": "as_single"}
+    ratio = top["vision_aspect_ratio"]
+    if not isinstance(ratio, str) or not ANYRES_MAX.fullmatch(ratio):
+        raise ValueError(f"config.json: vision_aspect_ratio is {ratio!r}; supported: anyres_max_N")
+    return fields | {"image_aspect_ratio": ratio, "multi_image_views": "one_padded"}
+
+
+def _pinpoints(top: dict[str, Any], processor: dict[str, Any], image_size: int) -> list[list[int]]:
+    """The grid list, its pairs (height, width) as transformers reads them; kept, not flipped."""
+    pinpoints = [list(pair) for pair in top["image_grid_pinpoints"]]
+    if not pinpoints or any(len(pair) != 2 or not all(pair) for pair in pinpoints):
+        raise ValueError(f"config.json: image_grid_pinpoints is {pinpoints}; give [h, w] pairs")
+    for pair in pinpoints:
+        if pair[0] % image_size or pair[1] % image_size:
+            raise ValueError(
+                f"config.json: image_grid_pinpoints has {pair}, no multiple of image_size "
+                f"{image_size}"
+            )
+    theirs = processor.get("image_grid_pinpoints", pinpoints)
+    if [list(pair) for pair in theirs] != pinpoints:
+        raise ValueError(
+            f"{WHERE}: image_grid_pinpoints is {theirs}, but config.json says {pinpoints}"
+        )
+    return pinpoints
+
+
+def _check_pixels(processor: dict[str, Any], image_size: int) -> bool:
+    """Refuse pixels that we would not compute; whether views are squashed, else cropped."""
+    for key in ("image_mean", "image_std"):
+        if len(processor.get(key) or ()) != 3:
+            raise ValueError(f"{WHERE}: {key} is {processor.get(key)!r}; give three numbers")
+    supported = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
+    for key, expected in supported.items():
+        if processor.get(key, expected) != expected:
+            raise ValueError(f"{WHERE}: {key} is {processor[key]!r}; supported: {expected!r}")
+    if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-9:
+        raise ValueError(
+            f"{WHERE}: rescale_factor is {processor['rescale_factor']}; supported: 1/255"
+        )
+    sizes = {**_sides(processor, "size"), **_sides(processor, "crop_size")}
+    for key, side in sizes.items():
+        if side != image_size:
+            raise ValueError(f"{WHERE}: {key} is {side}, but vision image_size is {image_size}")
+    return "size.shortest_edge" not in sizes
+
+
+def _sides(processor: dict[str, Any], key: str) -> dict[str, int]:
+    """The sides that `key` states, as {"size.height": S}; a bare number is the shortest edge."""
+    size = processor.get(key)
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    return {f"{key}.{side}": value for side, value in (size or {}).items() if value is not None}

@@ -1,0 +1,34 @@
+"""A batch of one sample, for comparing logits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.collate import collate
+from megatron_llava.data.packed_batch import TensorBatch
+from megatron_llava.data.store import Sample
+
+
+def batch_of(
+    ids: Sequence[int], images: Sequence[Image.Image], settings: ImageSettings
+) -> TensorBatch:
+    """Token ids (IMAGE_TOKEN_INDEX at each image) and RGB images as training would see them."""
+    sample = Sample(
+        token_ids=np.array(ids, dtype=np.int32),
+        label_mask=np.zeros(len(ids), dtype=np.uint8),
+        image_sizes=tuple(image.size for image in images),
+        images=tuple(_png(image) for image in images),
+        source="the compared sample",
+    )
+    return collate([sample], settings).to_torch()
+
+
+def _png(image: Image.Image) -> bytes:
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG")
+    return encoded.getvalue()

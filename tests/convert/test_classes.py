@@ -1,0 +1,77 @@
+"""Every class, text family and tower: HF to Megatron to HF bitwise, and the same logits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_llava import MODEL_TYPES, TEXT_FAMILIES, TOWERS, tiny_llava
+
+from megatron_llava.convert.checkpoint import export_hf, import_hf
+from megatron_llava.convert.hf_reader import HFReader
+from megatron_llava.convert.root_files import read_root_mapping
+from megatron_llava.convert.verify import verify
+from megatron_llava.convert.verify_logits import LOGITS_THRESHOLD, verify_logits
+
+
+def there_and_back(folder: Path, model_type: str, text: str, tower: str) -> dict[str, float]:
+    """Differences of the logits; the tensors, files and loading of the exported folder checked."""
+    from transformers import AutoModelForImageTextToText
+
+    source, root, target = folder / "hf", folder / "root", folder / "exported"
+    tiny_llava(source, model_type, text, tower)
+    import_hf(source, root)
+    verify(root, source)
+    export_hf(root, target)
+    before, after = HFReader(source), HFReader(target)
+    assert after.layout == "hub" and after.names() == before.names()
+    assert all(torch.equal(after.tensor(n), before.tensor(n)) for n in before.names())
+    configs = [json.loads((where / "config.json").read_text()) for where in (source, target)]
+    assert configs[0] == configs[1]
+    _, loading = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
+    assert not any(loading.values()), loading
+    return verify_logits(root, target)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("text", TEXT_FAMILIES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_there_and_back(core_process, tmp_path, model_type, text, tower):
+    differences = core_process(there_and_back, tmp_path, model_type, text, tower)
+    assert max(differences.values()) <= LOGITS_THRESHOLD
+    assert {"text alone", "image 1", "3 images"} <= set(differences)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_each_class_means_for_images(core_process, tmp_path, model_type):
+    core_process(import_hf, tiny_llava(tmp_path / "hf", model_type), tmp_path / "root")
+    mapping = read_root_mapping(tmp_path / "root")
+    expected = {
+        "llava": ("square", "flat", "as_single", False),
+        "llava_next": ("anyres", "spatial_unpad", "as_single", True),
+        "llava_onevision": ("anyres_max_2", "spatial_unpad", "one_padded", True),
+    }[model_type]
+    keys = ("image_aspect_ratio", "mm_patch_merge_type", "multi_image_views", "image_newline")
+    assert tuple(mapping[key] for key in keys) == expected
+    assert mapping["hf_model_type"] == model_type
+
+
+def test_relu_between_the_linears_of_the_projector(core_process, tmp_path):
+    source = tiny_llava(tmp_path / "hf", "llava_next", projector_hidden_act="relu")
+    core_process(import_hf, source, tmp_path / "root")
+    assert read_root_mapping(tmp_path / "root")["mm_projector_type"] == "mlp2x_relu"
+    core_process(export_hf, tmp_path / "root", tmp_path / "out")
+    differences = core_process(verify_logits, tmp_path / "root", tmp_path / "out")
+    assert max(differences.values()) <= LOGITS_THRESHOLD
+
+
+def test_a_padding_processor_of_llava(core_process, tmp_path):
+    source = tiny_llava(tmp_path / "hf", "llava")
+    path = source / "preprocessor_config.json"
+    processor = json.loads(path.read_text())
+    processor |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    path.write_text(json.dumps(processor))
+    core_process(import_hf, source, tmp_path / "root")
+    assert read_root_mapping(tmp_path / "root")["image_aspect_ratio"] == "pad"
+    core_process(export_hf, tmp_path / "root", tmp_path / "out")
+    core_process(verify_logits, tmp_path / "root", tmp_path / "out")
