@@ -1,7 +1,9 @@
-r"""Convert a Hugging Face LLaVA folder to a Megatron checkpoint, or back.
+r"""Convert a LLaVA folder, of transformers or of the original code, to Megatron, or back.
 
 python tools/convert_checkpoint.py --from hf --to megatron \
     --load llava-v1.6-vicuna-7b-hf --save checkpoints/vicuna-7b --verify
+python tools/convert_checkpoint.py --from llava --to megatron \
+    --load llava-v1.6-vicuna-7b --save checkpoints/vicuna-7b --vision-tower clip-vit-large-336
 python tools/convert_checkpoint.py --from megatron --to hf \
     --load checkpoints/run1 --save run1-hf --ckpt-step 1000 --dtype bfloat16
 """
@@ -11,66 +13,132 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from megatron_llava.convert.checkpoint import export_hf, import_hf
+from megatron_llava.convert.combined_reader import HFSource
+from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES
+from megatron_llava.convert.llava_checkpoint import (
+    export_llava,
+    export_mm_projector,
+    import_llava,
+    open_llava,
+)
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.verify import verify
 from megatron_llava.convert.verify_logits import memory_shortage, verify_logits
 from megatron_llava.vision.tiles import open_image
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Convert between a Hugging Face LLaVA folder and a Megatron checkpoint."
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--from", dest="source", required=True, choices=("hf", "megatron"), help="format to read")
-    add("--to", dest="target", required=True, choices=("hf", "megatron"), help="format to write")
+    add("--from", dest="source", required=True, choices=("hf", "llava", "megatron"), help="format")
+    targets = ("hf", "llava", "mm_projector", "megatron")
+    add("--to", dest="target", required=True, choices=targets, help="format to write")
     add("--load", required=True, metavar="FOLDER", help="folder to read")
     add("--save", required=True, metavar="FOLDER", help="folder to write; must not exist")
     add("--ckpt-step", type=int, metavar="N", help="iteration to export (default: the latest)")
-    add("--dtype", choices=sorted(DTYPES), help="dtype to export (default: the checkpoint's)")
+    add("--dtype", choices=sorted(DTYPES), help="dtype to write (default: the one that is read)")
+    add("--vision-tower", metavar="FOLDER", help="CLIP or SigLIP folder for --from llava")
+    add("--mm-projector", metavar="FILE", help="mm_projector.bin to take for --from llava")
+    add("--without-vision-tower", action="store_true", help="leave the tower out of --to llava")
+    add("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="of a file")
     add("--verify", action="store_true", help="compare every tensor, and the logits, afterwards")
     add("--verify-image", action="append", default=[], metavar="FILE", help="compare on it as well")
     arguments = parser.parse_args()
-    if arguments.source == arguments.target:
-        parser.error(f"--from {arguments.source} --to {arguments.target}: nothing to convert")
-    if arguments.source == "hf" and (arguments.ckpt_step is not None or arguments.dtype):
-        parser.error("--ckpt-step and --dtype belong to --from megatron")
-    if arguments.verify_image and not arguments.verify:
-        parser.error("--verify-image needs --verify: add it")
+    _check(parser, arguments)
     return arguments
 
 
-def convert(arguments: argparse.Namespace) -> None:
-    progress = Progress("converted")
-    dtype = DTYPES.get(arguments.dtype)
-    step = arguments.ckpt_step
-    photographs = [open_image(Path(name).read_bytes(), name) for name in arguments.verify_image]
-    if arguments.source == "hf":
-        import_hf(arguments.load, arguments.save, progress)
-        root, hf_folder = arguments.save, arguments.load
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Refuse options that mean nothing together."""
+    if (given.source == "megatron") == (given.target == "megatron"):
+        parser.error(
+            f"--from {given.source} --to {given.target}: one of the two, and not both, is megatron"
+        )
+    rules = (
+        ("--ckpt-step", given.ckpt_step is not None, given.source == "megatron", "--from megatron"),
+        ("--vision-tower", given.vision_tower, given.source == "llava", "--from llava"),
+        ("--mm-projector", given.mm_projector, given.source == "llava", "--from llava"),
+        (
+            "--without-vision-tower",
+            given.without_vision_tower,
+            given.target == "llava",
+            "--to llava",
+        ),
+        ("--verify-image", given.verify_image, given.verify, "--verify"),
+        ("--verify", given.verify, given.target != "mm_projector", "a whole model"),
+    )
+    for option, is_given, fits, needed in rules:
+        if is_given and not fits:
+            parser.error(f"{option} belongs to {needed}")
+
+
+def convert(given: argparse.Namespace) -> None:
+    """Do what the command line says; ValueError or OSError for the user."""
+    photographs = [open_image(Path(name).read_bytes(), name) for name in given.verify_image]
+    progress, dtype, step = Progress("converted"), DTYPES.get(given.dtype), given.ckpt_step
+    shard = given.max_shard_bytes
+    if given.source == "hf":
+        import_hf(given.load, given.save, progress, dtype)
+    elif given.source == "llava":
+        import_llava(
+            given.load,
+            given.save,
+            vision_tower=given.vision_tower,
+            mm_projector=given.mm_projector,
+            progress=progress,
+            dtype=dtype,
+        )
+    elif given.target == "hf":
+        export_hf(given.load, given.save, step, dtype, shard, progress)
+    elif given.target == "llava":
+        export_llava(
+            given.load,
+            given.save,
+            step,
+            dtype,
+            shard,
+            without_vision_tower=given.without_vision_tower,
+            progress=progress,
+        )
     else:
-        export_hf(arguments.load, arguments.save, step, dtype, progress=progress)
-        root, hf_folder = arguments.load, arguments.save
+        export_mm_projector(given.load, given.save, step, dtype)
     progress.finish()
-    print(f"wrote {arguments.save}")
-    if arguments.verify:
-        print("\n".join(verify(root, hf_folder, step, dtype).lines()))
-        print("every tensor is equal, bit by bit")
-        shortage = memory_shortage(root)
-        if dtype is not None:
-            print(f"logits are not compared: the weights were rounded to {arguments.dtype}")
-        elif shortage is not None:
-            print(f"logits are not compared: {shortage}")
-        else:
-            differences = verify_logits(root, hf_folder, step, photographs)
-            for name, difference in differences.items():
-                print(f"{name:<15}{difference:>10.1e}")
-            largest = max(differences.values())
-            print(f"logits of transformers and Megatron differ by at most {largest:.1e}")
+    print(f"wrote {given.save}")
+    if given.verify:
+        check(given, photographs)
+
+
+def check(given: argparse.Namespace, photographs: list[Image.Image]) -> None:
+    """Compare what was read with what was written."""
+    importing = given.target == "megatron"
+    root, folder = (given.save, given.load) if importing else (given.load, given.save)
+    dtype, step = DTYPES.get(given.dtype), given.ckpt_step
+    opened: HFSource | str = folder
+    if given.source == "llava":
+        opened, _ = open_llava(Path(folder), given.vision_tower, given.mm_projector)
+    if given.without_vision_tower:
+        print("nothing is compared: the vision tower was left out")
+        return
+    print("\n".join(verify(root, opened, step, dtype).lines()))
+    print("every tensor is equal, bit by bit")
+    shortage = memory_shortage(root)
+    if "llava" in (given.source, given.target):
+        print("logits are not compared: transformers does not read the original code's folders")
+    elif dtype is not None:
+        print(f"logits are not compared: the weights were converted to {given.dtype}")
+    elif shortage is not None:
+        print(f"logits are not compared: {shortage}")
+    else:
+        differences = verify_logits(root, folder, step, photographs)
+        for name, difference in differences.items():
+            print(f"{name:<15}{difference:>10.1e}")
+        largest = max(differences.values())
+        print(f"logits of transformers and Megatron differ by at most {largest:.1e}")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Hugging Face tensors to Megatron parameters and back, by the rows of `families`.
 
 Both directions are strict: every tensor is consumed by a row, or passed through by a row that says
-why, and every Megatron parameter is covered. Shapes are compared before any tensor is read.
+why, and every Megatron parameter is covered. Shapes are compared before any tensor is read, and
+tensors are read one row at a time.
 Megatron names and shapes are those of one rank (TP=1) with an unpadded vocabulary.
 """
 
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import Table, table
-from megatron_llava.convert.hf_reader import HFReader
-from megatron_llava.convert.progress import Progress
-from megatron_llava.convert.rules import Shape
+from megatron_llava.convert.rules import Rule, Shape
+from megatron_llava.convert.tensor_source import InMemory, TensorSource
 
 PARAMETER_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LISTED = 10  # how many names an error lists
@@ -69,8 +70,13 @@ def expected_hf_shapes(rows: Table) -> tuple[dict[str, Shape | None], set[str]]:
     return expected, {row.hf for row in rows.passthrough if row.shape is None}
 
 
-def common_dtype(reader: HFReader, mapping: dict[str, Any]) -> torch.dtype:
-    """The one dtype of all converted tensors; ValueError naming two tensors of two dtypes."""
+def common_dtype(
+    reader: HFSource, mapping: dict[str, Any], *, any_of_them: bool = False
+) -> torch.dtype:
+    """The one dtype of all converted tensors; ValueError naming two tensors of two dtypes.
+
+    any_of_them: they may differ, as all are converted to another one.
+    """
     names = [name for rule in table(mapping).rules for name in rule.hf if name in reader]
     first = reader.dtype(names[0])
     for name in names:
@@ -79,7 +85,7 @@ def common_dtype(reader: HFReader, mapping: dict[str, Any]) -> torch.dtype:
             raise ValueError(
                 f"{reader.source(name)} is {dtype}; supported: float32, float16, bfloat16"
             )
-        if dtype != first:
+        if dtype != first and not any_of_them:
             raise ValueError(
                 f"two dtypes in one checkpoint: {reader.source(names[0])} is {first}, "
                 f"{reader.source(name)} is {dtype}"
@@ -87,30 +93,133 @@ def common_dtype(reader: HFReader, mapping: dict[str, Any]) -> torch.dtype:
     return first
 
 
-def check_hf(reader: HFReader, mapping: dict[str, Any]) -> None:
+def check_hf(reader: HFSource, mapping: dict[str, Any]) -> None:
     """ValueError unless the folder has exactly the tensors that the rows of `mapping` expect."""
     expected, optional = expected_hf_shapes(table(mapping))
     found = {name: reader.shape(name) for name in reader.names()}
     check_shapes(str(reader.folder), expected, found, optional)
 
 
+class MegatronTensors:
+    """The Megatron parameters of one rank, each made when it is asked for (a TensorSource).
+
+    Args:
+        reader: a Hugging Face folder that `check_hf` has accepted.
+        mapping: its model.
+        dtype: of the parameters; the folder's where not given.
+    """
+
+    def __init__(
+        self, reader: HFSource, mapping: dict[str, Any], dtype: torch.dtype | None = None
+    ) -> None:
+        self._reader = reader
+        self._rules = {rule.megatron: rule for rule in table(mapping).rules}
+        self._dtype = dtype
+
+    def names(self) -> list[str]:
+        return list(self._rules)
+
+    def shape(self, name: str) -> Shape:
+        return self._rules[name].megatron_shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._dtype or self._reader.dtype(self._rules[name].hf[0])
+
+    def tensor(self, name: str) -> Tensor:
+        rule = self._rules[name]
+        made = rule.to_megatron([self._reader.tensor(hf) for hf in rule.hf])
+        return made if self._dtype is None else made.to(self._dtype)
+
+
+class HFTensors:
+    """Every Hugging Face tensor (hub layout), made when it is asked for (a TensorSource).
+
+    ValueError where `state` or `passthrough` is incomplete, has surplus tensors or wrong shapes.
+
+    Args:
+        state: the Megatron parameters.
+        mapping: the model.
+        passthrough: tensors that the Megatron model lacks.
+        dtype: of floating-point tensors; their own where not given.
+    """
+
+    def __init__(
+        self,
+        state: TensorSource,
+        mapping: dict[str, Any],
+        passthrough: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        rows = table(mapping)
+        found = {name: state.shape(name) for name in state.names()}
+        check_shapes("the Megatron checkpoint", megatron_shapes(mapping), found)
+        kept = {row.hf: row.shape for row in rows.passthrough}
+        optional = [row.hf for row in rows.passthrough if row.shape is None]
+        found = {name: tuple(tensor.shape) for name, tensor in passthrough.items()}
+        check_shapes("the passed-through tensors", kept, found, optional)
+        self.passthrough = passthrough
+        self._state, self._alias, self._dtype = state, rows.alias, dtype
+        self._place = {
+            name: (rule, number) for rule in rows.rules for number, name in enumerate(rule.hf)
+        }
+        self._names = list(_in_order(rows, passthrough))
+        self._parts: tuple[Rule, tuple[Tensor, ...]] | None = None
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def shape(self, name: str) -> Shape:
+        if name in self.passthrough:
+            return tuple(self.passthrough[name].shape)
+        rule, number = self._place[self._alias.get(name, name)]
+        return rule.hf_shapes[number]
+
+    def dtype(self, name: str) -> torch.dtype:
+        if name in self.passthrough:
+            found = self.passthrough[name].dtype
+        else:
+            found = self._state.dtype(self._place[self._alias.get(name, name)][0].megatron)
+        return self._dtype if self._dtype and found.is_floating_point else found
+
+    def tensor(self, name: str) -> Tensor:
+        if name in self.passthrough:
+            found = self.passthrough[name]
+        else:
+            rule, number = self._place[self._alias.get(name, name)]
+            # The parts of one parameter are asked for one after the other.
+            if self._parts is None or self._parts[0] is not rule:
+                self._parts = None
+                self._parts = rule, rule.to_hf(self._state.tensor(rule.megatron))
+            found = self._parts[1][number]
+        return found.to(self._dtype) if self._dtype and found.is_floating_point() else found
+
+
+def _in_order(rows: Table, passthrough: Mapping[str, Tensor]) -> Iterator[str]:
+    aliases = {original: alias for alias, original in rows.alias.items()}
+    for rule in rows.rules:
+        for name in rule.hf:
+            yield name
+            if name in aliases:
+                yield aliases[name]
+    yield from passthrough
+
+
+def passthrough_of(reader: HFSource, mapping: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a folder that the Megatron model lacks."""
+    rows = table(mapping).passthrough
+    return {row.hf: reader.tensor(row.hf) for row in rows if row.hf in reader}
+
+
 def megatron_state_from_hf(
-    reader: HFReader, mapping: dict[str, Any], progress: Progress | None = None
+    reader: HFSource, mapping: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Megatron parameters of one rank, and the tensors that are only passed through.
 
     Raises ValueError where tensors are missing, surplus or misshapen (see `check_hf`).
     """
     check_hf(reader, mapping)
-    rows = table(mapping)
-    state = {}
-    for rule in rows.rules:
-        tensor = rule.to_megatron([reader.tensor(name) for name in rule.hf])
-        state[rule.megatron] = tensor
-        if progress is not None:
-            progress.add(rule.megatron, tensor)
-    passthrough = {row.hf: reader.tensor(row.hf) for row in rows.passthrough if row.hf in reader}
-    return state, passthrough
+    source = MegatronTensors(reader, mapping)
+    return {name: source.tensor(name) for name in source.names()}, passthrough_of(reader, mapping)
 
 
 def megatron_shapes(mapping: dict[str, Any]) -> dict[str, Shape | None]:
@@ -121,28 +230,9 @@ def megatron_shapes(mapping: dict[str, Any]) -> dict[str, Shape | None]:
 def hf_state_from_megatron(
     state: Mapping[str, Tensor], mapping: dict[str, Any], passthrough: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every Hugging Face tensor (hub layout), one Megatron parameter at a time.
+    """Every Hugging Face tensor (hub layout), one at a time.
 
-    Raises ValueError before the first tensor where `state` or `passthrough` is incomplete, has
-    surplus tensors or wrong shapes.
+    Raises ValueError before the first tensor where `state` or `passthrough` does not fit.
     """
-    rows = table(mapping)
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_shapes("the Megatron checkpoint", megatron_shapes(mapping), found)
-    kept = {row.hf: row.shape for row in rows.passthrough}
-    optional = [row.hf for row in rows.passthrough if row.shape is None]
-    found = {name: tuple(tensor.shape) for name, tensor in passthrough.items()}
-    check_shapes("the passed-through tensors", kept, found, optional)
-    return _hf_tensors(rows, state, passthrough)
-
-
-def _hf_tensors(
-    rows: Table, state: Mapping[str, Tensor], passthrough: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    aliases = {original: alias for alias, original in rows.alias.items()}
-    for rule in rows.rules:
-        for name, tensor in zip(rule.hf, rule.to_hf(state[rule.megatron]), strict=True):
-            yield name, tensor
-            if name in aliases:
-                yield aliases[name], tensor
-    yield from passthrough.items()
+    source = HFTensors(InMemory(state), mapping, passthrough)
+    return ((name, source.tensor(name)) for name in source.names())

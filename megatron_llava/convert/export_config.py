@@ -9,29 +9,33 @@ from typing import Any
 import torch
 
 from megatron_llava.convert.hf_config import mapping_from_hf, read_json
+from megatron_llava.convert.hf_files import class_of, write_hf_files
 from megatron_llava.convert.hf_folder import (
     CONFIG_FILE,
+    DTYPE_NAMES,
     RATIO_KEY,
     copy_side_files,
     read_image_processor,
     write_config,
 )
 from megatron_llava.convert.hf_images import ANYRES_MAX
+from megatron_llava.convert.image_token import add_tokens, rows_for
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
 # Settings of the image path that a class of transformers computes in one way only.
-_FIXED = {
+FIXED_IN_LLAVA = {
     "image_separator": False,
     "image_start_end": False,
     "tile_position_embedding": False,
 }
-_ANYRES = _FIXED | {
+_ANYRES = FIXED_IN_LLAVA | {
     "mm_patch_merge_type": "spatial_unpad",
     "unpad_round": "hf",
     "image_newline": True,
 }
 FIXED_IN_HF = {
-    "llava": _FIXED | {"mm_patch_merge_type": "flat", "image_newline": False},
+    "llava": FIXED_IN_LLAVA | {"mm_patch_merge_type": "flat", "image_newline": False},
     "llava_next": _ANYRES | {"image_aspect_ratio": "anyres"},
     "llava_onevision": _ANYRES,
 }
@@ -90,19 +94,43 @@ def write_hf_side_files(
                 f"{source}: the Hugging Face files say {field} {stated[field]}, but model.yaml "
                 f"says {found}"
             )
-    model_type = config["model_type"]
-    for field, value in FIXED_IN_HF[model_type].items():
-        if mapping.get(field) != value:
-            raise ValueError(
-                f"model.yaml: {field} is {mapping.get(field)}, which {model_type} of transformers "
-                f"cannot compute; it has {value} only"
-            )
+    check_fixed(mapping, config["model_type"])
     changes = _image_changes(mapping, stated)
     copy_side_files(source, target)
     if changes:
         config |= changes
         _update_processors(target, changes)
     write_config(target, config, dtype)
+
+
+def write_new_hf_files(
+    source: Path, target: Path, mapping: dict[str, Any], dtype: torch.dtype
+) -> int:
+    """Files of a model that no transformers class has held: with an `<image>` token, which its
+    tokenizer and its vocabulary are given.
+
+    Returns:
+        Rows that the embedding has to have.
+    """
+    # The original code rounds the unpadded size otherwise: one image size in 30,000 differs.
+    check_fixed(mapping | {"unpad_round": "hf"}, class_of(mapping))
+    copy_side_files(source, target)
+    (target / CONFIG_FILE).unlink()  # transformers does not know its class
+    index = add_tokens(target)[IMAGE_PLACEHOLDER]
+    rows = rows_for(mapping["vocab_size"], index)
+    grown = mapping | {"vocab_size": rows, "image_token_index": index}
+    write_hf_files(target, grown, DTYPE_NAMES[dtype])
+    return rows
+
+
+def check_fixed(mapping: dict[str, Any], model_type: str) -> None:
+    """ValueError where a class of transformers cannot compute an image setting."""
+    for field, value in FIXED_IN_HF[model_type].items():
+        if mapping.get(field) != value:
+            raise ValueError(
+                f"model.yaml: {field} is {mapping.get(field)}, which {model_type} of transformers "
+                f"cannot compute; it has {value} only"
+            )
 
 
 def _image_changes(mapping: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
         )
     text_type = TOP_DEFAULTS[model_type]["text_config"]["model_type"]
     vision_type = TOP_DEFAULTS[model_type]["vision_config"]["model_type"]
-    mapping = _text_fields({"model_type": text_type, **top["text_config"]})
-    mapping |= _vision_fields({"model_type": vision_type, **top["vision_config"]}, top)
+    mapping = text_fields({"model_type": text_type, **top["text_config"]})
+    mapping |= vision_fields({"model_type": vision_type, **top["vision_config"]}, top)
     mapping |= image_fields(top, processor, mapping["vision_image_size"])
     index = top["image_token_index"]
     if not 0 <= index < mapping["vocab_size"]:
@@ -81,7 +81,7 @@ def _require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> N
         raise ValueError(f"config.json: {prefix}{key} is {section[key]!r}; supported: {expected!r}")
 
 
-def _rotary_base(text: dict[str, Any]) -> float:
+def _rotary_base(text: dict[str, Any], prefix: str) -> float:
     """The rotary base: in `rope_parameters` of new files, `rope_theta` of old ones."""
     parameters = text.get("rope_parameters") or {}
     for key, section in (
@@ -90,59 +90,63 @@ def _rotary_base(text: dict[str, Any]) -> float:
     ):
         kind = (section or {}).get("rope_type", (section or {}).get("type", "default"))
         if kind != "default":
-            raise ValueError(f"config.json: text_config.{key} is {section!r}; supported: none")
+            raise ValueError(f"config.json: {prefix}{key} is {section!r}; supported: none")
     for section in (text, parameters):
-        _require(section, "partial_rotary_factor", 1.0, "text_config.")
+        _require(section, "partial_rotary_factor", 1.0, prefix)
     old, new = text.get("rope_theta"), parameters.get("rope_theta")
     if old is not None and new is not None and old != new:
         raise ValueError(
-            f"config.json: text_config.rope_theta is {old}, but rope_parameters.rope_theta is {new}"
+            f"config.json: {prefix}rope_theta is {old}, but rope_parameters.rope_theta is {new}"
         )
     theta = new if new is not None else old
     return float(theta if theta is not None else ROPE_THETA_DEFAULT)
 
 
-def _refuse_sliding_window(text: dict[str, Any], model_type: str) -> None:
+def _refuse_sliding_window(text: dict[str, Any], model_type: str, prefix: str) -> None:
     window = text.get("sliding_window")
     if model_type == "qwen2" and not text["use_sliding_window"]:
         window = None
     layer_types = set(text.get("layer_types") or ["full_attention"])
     if layer_types != {"full_attention"}:
         raise ValueError(
-            f"config.json: text_config.layer_types has {sorted(layer_types)}; "
-            "supported: full_attention"
+            f"config.json: {prefix}layer_types has {sorted(layer_types)}; supported: full_attention"
         )
     if window is not None and window < text["max_position_embeddings"]:
         raise ValueError(
-            f"config.json: text_config.sliding_window is {window}, shorter than "
+            f"config.json: {prefix}sliding_window is {window}, shorter than "
             f"max_position_embeddings {text['max_position_embeddings']}; supported: null"
         )
 
 
-def _text_fields(section: dict[str, Any]) -> dict[str, Any]:
+def text_fields(section: dict[str, Any], prefix: str = "text_config.") -> dict[str, Any]:
+    """The language model's fields of a mapping.
+
+    Args:
+        section: its config, `model_type` included.
+        prefix: where its keys are, for messages.
+    """
     model_type = section["model_type"]
     if model_type not in TEXT_DEFAULTS:
         raise ValueError(
-            f"config.json: text_config.model_type is {model_type!r}; "
+            f"config.json: {prefix}model_type is {model_type!r}; "
             f"supported: {', '.join(sorted(TEXT_DEFAULTS))}"
         )
     text = {**TEXT_DEFAULTS[model_type], **section}
-    prefix = "text_config."
     _require(text, "hidden_act", "silu", prefix)
     if model_type != "qwen2":  # Qwen2 has a bias on query, key and value whatever the file says
         _require(text, "attention_bias", False, prefix)
     _require(text, "mlp_bias", False, prefix)
-    _refuse_sliding_window(text, model_type)
+    _refuse_sliding_window(text, model_type, prefix)
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     groups = text["num_key_value_heads"] or heads
     if heads % groups:
         raise ValueError(
-            f"config.json: text_config.num_attention_heads is {heads}, "
+            f"config.json: {prefix}num_attention_heads is {heads}, "
             f"no multiple of num_key_value_heads {groups}"
         )
     if not text.get("head_dim") and hidden % heads:
         raise ValueError(
-            f"config.json: text_config.hidden_size is {hidden}, "
+            f"config.json: {prefix}hidden_size is {hidden}, "
             f"no multiple of num_attention_heads {heads}"
         )
     return {
@@ -156,27 +160,33 @@ def _text_fields(section: dict[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": text["max_position_embeddings"],
         "vocab_size": text["vocab_size"],
         "norm_epsilon": text["rms_norm_eps"],
-        "rotary_base": _rotary_base(text),
+        "rotary_base": _rotary_base(text, prefix),
         "add_qkv_bias": model_type == "qwen2",
     }
 
 
-def _select_layer(top: dict[str, Any], stored: int) -> int:
+def _select_layer(top: dict[str, Any], stored: int, key: str) -> int:
     """The hidden state of a tower of `stored` layers that is read, counted from the end."""
     layer = top["vision_feature_layer"]
     if not isinstance(layer, int) or isinstance(layer, bool) or layer >= 0:
-        raise ValueError(
-            f"config.json: vision_feature_layer is {layer!r}; supported: one negative number"
-        )
+        raise ValueError(f"config.json: {key} is {layer!r}; supported: one negative number")
     if stored + 1 + layer < 1:
         raise ValueError(
-            f"config.json: vision_feature_layer is {layer}, but the vision tower has only "
-            f"{stored} layers"
+            f"config.json: {key} is {layer}, but the vision tower has only {stored} layers"
         )
     return layer
 
 
-def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def vision_fields(
+    section: dict[str, Any], top: dict[str, Any], layer_key: str = "vision_feature_layer"
+) -> dict[str, Any]:
+    """The vision tower's fields of a mapping.
+
+    Args:
+        section: its config, `model_type` included.
+        top: `vision_feature_layer` and `vision_feature_select_strategy` of the whole model.
+        layer_key: what config.json calls the former.
+    """
     model_type = section["model_type"]
     if model_type not in VISION_DEFAULTS:
         raise ValueError(
@@ -216,5 +226,5 @@ def _vision_fields(section: dict[str, Any], top: dict[str, Any]) -> dict[str, An
         "vision_patch_size": vision["patch_size"],
         "vision_norm_epsilon": vision["layer_norm_eps"],
         "vision_hidden_act": vision["hidden_act"],
-        "mm_vision_select_layer": _select_layer(top, vision["num_hidden_layers"]),
+        "mm_vision_select_layer": _select_layer(top, vision["num_hidden_layers"], layer_key),
     }

@@ -82,7 +82,7 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 VISION_TYPES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}
 
-_CLIP_L_336 = {
+CLIP_L_336: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -91,7 +91,7 @@ _CLIP_L_336 = {
     "image_size": 336,
     "patch_size": 14,
 }
-_SO400M_384 = {
+SO400M_384: dict[str, Any] = {
     "model_type": "siglip_vision_model",
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -108,7 +108,7 @@ _LLAVA = {
     "vision_feature_layer": -2,
     "tie_word_embeddings": False,
     "text_config": {"model_type": "llama"},
-    "vision_config": _CLIP_L_336,
+    "vision_config": CLIP_L_336,
 }
 TOP_DEFAULTS: dict[str, dict[str, Any]] = {
     "llava": _LLAVA,
@@ -120,7 +120,7 @@ TOP_DEFAULTS: dict[str, dict[str, Any]] = {
         "vision_feature_select_strategy": "full",
         "vision_feature_layer": -1,
         "text_config": {"model_type": "qwen2"},
-        "vision_config": _SO400M_384,
+        "vision_config": SO400M_384,
         "vision_aspect_ratio": "anyres_max_9",
         "image_grid_pinpoints": [
             [384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import EMBEDDING, LM_HEAD, VISION
 from megatron_llava.convert.hf_config import mapping_from_hf, read_json
-from megatron_llava.convert.hf_reader import HFReader
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -70,7 +70,7 @@ def check_processor_ratio(folder: Path, mapping: dict[str, Any]) -> None:
         )
 
 
-def read_mapping(folder: Path, reader: HFReader) -> dict[str, Any]:
+def read_mapping(folder: Path, reader: HFSource) -> dict[str, Any]:
     """The mapping of a Hugging Face folder, checked against its tensors.
 
     ValueError, one line, for unsupported settings and for tensors that contradict the config.
@@ -89,7 +89,7 @@ def read_mapping(folder: Path, reader: HFReader) -> dict[str, Any]:
     return mapping
 
 
-def output_weight_fields(config: dict[str, Any], reader: HFReader) -> dict[str, Any]:
+def output_weight_fields(config: dict[str, Any], reader: HFSource) -> dict[str, Any]:
     """Whether the output weight is tied: the flag of config.json and the tensors must agree."""
     if EMBEDDING not in reader:
         raise ValueError(f"tensor {EMBEDDING} is missing")
@@ -111,17 +111,20 @@ def output_weight_fields(config: dict[str, Any], reader: HFReader) -> dict[str, 
 
 
 def _contradiction(
-    field: str, expected: Any, reader: HFReader, name: str, found: Any
+    field: str, expected: Any, reader: HFSource, name: str, found: Any
 ) -> ValueError:
     return ValueError(f"config.json: {field} is {expected}, but {reader.source(name)} has {found}")
 
 
-def check_tensors(mapping: dict[str, Any], reader: HFReader) -> None:
-    """Compare the sizes that config.json states with the tensors, in the words of config.json."""
+def check_tensors(mapping: dict[str, Any], reader: HFSource, prefix: str = "text_config.") -> None:
+    """Compare the sizes that config.json states with the tensors, in the words of config.json.
+
+    prefix: of the keys about the language model.
+    """
     rows = reader.shape(EMBEDDING)[0]
     if rows != mapping["vocab_size"]:
         raise _contradiction(
-            "text_config.vocab_size", mapping["vocab_size"], reader, EMBEDDING, f"{rows} rows"
+            prefix + "vocab_size", mapping["vocab_size"], reader, EMBEDDING, f"{rows} rows"
         )
     channels = mapping["kv_channels"]
     for field, key, projection in (
@@ -132,7 +135,7 @@ def check_tensors(mapping: dict[str, Any], reader: HFReader) -> None:
         if name in reader and reader.shape(name)[0] != mapping[key] * channels:
             stated = f"{mapping[key]} of {channels} channels each"
             found = f"{reader.shape(name)[0]} rows"
-            raise _contradiction(f"text_config.{field}", stated, reader, name, found)
+            raise _contradiction(prefix + field, stated, reader, name, found)
     positions = VISION + "embeddings.position_embedding.weight"
     side = mapping["vision_image_size"] // mapping["vision_patch_size"]
     expected = side * side + (mapping["vision_model_type"] == "clip")
@@ -140,12 +143,13 @@ def check_tensors(mapping: dict[str, Any], reader: HFReader) -> None:
         stated = f"{mapping['vision_image_size']} ({expected} positions)"
         found = f"{reader.shape(positions)[0]} rows"
         raise _contradiction("vision_config.image_size", stated, reader, positions, found)
-    _check_layers(reader, "language_model.model.layers.", "text_config", mapping["num_layers"])
+    layers = mapping["num_layers"]
+    _check_layers(reader, "language_model.model.layers.", prefix, layers)
     stored = mapping["vision_num_layers"]
-    _check_layers(reader, VISION + "encoder.layers.", "vision_config", stored)
+    _check_layers(reader, VISION + "encoder.layers.", "vision_config.", stored)
 
 
-def _check_layers(reader: HFReader, prefix: str, section: str, expected: int) -> None:
+def _check_layers(reader: HFSource, prefix: str, section: str, expected: int) -> None:
     found = {
         name.removeprefix(prefix).split(".")[0]
         for name in reader.names()
@@ -153,7 +157,7 @@ def _check_layers(reader: HFReader, prefix: str, section: str, expected: int) ->
     }
     if len(found) != expected:
         raise ValueError(
-            f"config.json: {section}.num_hidden_layers is {expected}, but the checkpoint has "
+            f"config.json: {section}num_hidden_layers is {expected}, but the checkpoint has "
             f"tensors of {len(found)} layers ({prefix}*)"
         )
 

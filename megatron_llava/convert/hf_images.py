@@ -11,6 +11,13 @@ import re
 from typing import Any
 
 WHERE = "image processor"
+VIEWS_OF_CLASS = {
+    "llava": "as_single",
+    "llava_next": "as_single",
+    "llava_onevision": "one_padded",
+}
+"""What transformers makes of each image of several, in the words of --multi-image-views."""
+
 ANYRES_MAX = re.compile(r"anyres_max_[1-9][0-9]*")
 
 
@@ -30,12 +37,12 @@ def image_fields(top: dict[str, Any], processor: dict[str, Any], image_size: int
         "image_mean": [float(value) for value in processor["image_mean"]],
         "image_std": [float(value) for value in processor["image_std"]],
         "unpad_round": "hf",
+        "multi_image_views": VIEWS_OF_CLASS[top["model_type"]],
     }
     if top["model_type"] == "llava":
         return fields | {
             "image_aspect_ratio": "pad" if processor.get("do_pad") else "square",
             "mm_patch_merge_type": "flat",
-            "multi_image_views": "as_single",
             "image_newline": False,
         }
     fields |= {
@@ -45,11 +52,11 @@ def image_fields(top: dict[str, Any], processor: dict[str, Any], image_size: int
         "image_newline": True,
     }
     if top["model_type"] == "llava_next":
-        return fields | {"image_aspect_ratio": "anyres", "multi_image_views": "as_single"}
+        return fields | {"image_aspect_ratio": "anyres"}
     ratio = top["vision_aspect_ratio"]
     if not isinstance(ratio, str) or not ANYRES_MAX.fullmatch(ratio):
         raise ValueError(f"config.json: vision_aspect_ratio is {ratio!r}; supported: anyres_max_N")
-    return fields | {"image_aspect_ratio": ratio, "multi_image_views": "one_padded"}
+    return fields | {"image_aspect_ratio": ratio}
 
 
 def _pinpoints(top: dict[str, Any], processor: dict[str, Any], image_size: int) -> list[list[int]]:

@@ -1,13 +1,14 @@
-"""Lazy reading of a Hugging Face safetensors folder under one set of names.
+"""Lazy reading of a LLaVA folder of safetensors under one set of names.
 
-LLaVA-NeXT folders come in four name layouts, depending on the transformers version that wrote them.
-All are read under the names of the hub layout:
+Folders of transformers come in four name layouts, depending on the version that wrote them. Those
+and the original code's are read under the names of the hub layout:
 
     layout      text                    vision                             output
     hub         language_model.model.*  vision_tower.vision_model.*        language_model.lm_head.*
     hub_flat    language_model.model.*  vision_tower.*                     language_model.lm_head.*
     model       model.language_model.*  model.vision_tower.vision_model.*  lm_head.*
     model_flat  model.language_model.*  model.vision_tower.*               lm_head.*
+    original    model.*                 model.vision_tower.vision_tower.*  lm_head.*
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_llava.convert.llava_names import name_of_original
+
 HUB, HUB_FLAT, MODEL, MODEL_FLAT = "hub", "hub_flat", "model", "model_flat"
+ORIGINAL = "original"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -42,11 +46,8 @@ _DTYPES = {
 def detect_layout(names: Iterable[str]) -> str:
     """The name layout (see the table above). ValueError where names belong to none or to two."""
     names = list(names)
-    if any(".mm_projector." in name for name in names):
-        raise ValueError(
-            "these are tensor names of the original LLaVA code (mm_projector); "
-            "convert a folder in the Hugging Face format (llava-hf/*)"
-        )
+    if any(name.startswith("model.mm_projector.") for name in names):
+        return ORIGINAL
     nested = {
         prefix: next((name for name in names if name.startswith(prefix)), None)
         for prefix in ("model.", "language_model.", "vision_tower.")
@@ -79,7 +80,25 @@ def hub_name(name: str, layout: str) -> str:
     return name
 
 
-class HFReader:
+def byte_view(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, without a copy."""
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def data_starts(path: Path) -> dict[str, int]:
+    """Where each tensor of a safetensors file begins, in bytes from the start of the file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+class SafetensorsFolder:
     """Tensors of a safetensors folder (one file, or shards with an index), read one at a time.
 
     Opening reads headers only. ValueError, one line, naming the file or the tensor: no weights,
@@ -89,20 +108,24 @@ class HFReader:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._files: dict[str, Any] = {}
+        self._starts: dict[str, dict[str, int]] = {}
         owners = self._read_headers()
         try:
-            self.layout = detect_layout(owners)
+            renamed = self.renamed(list(owners))
         except ValueError as error:
             raise ValueError(f"{self.folder}: {error}") from None
         self._source: dict[str, tuple[str, str]] = {}
-        for name, file_name in owners.items():
-            canonical = hub_name(name, self.layout)
+        for name, canonical in renamed.items():
             if canonical in self._source:
                 raise ValueError(
-                    f"{self.folder / file_name}: tensor {name} is {self._source[canonical][1]}"
-                    " again"
+                    f"{self.folder / owners[name]}: tensor {name} is "
+                    f"{self._source[canonical][1]} again"
                 )
-            self._source[canonical] = (file_name, name)
+            self._source[canonical] = (owners[name], name)
+
+    def renamed(self, names: list[str]) -> dict[str, str]:
+        """The name under which each stored tensor is read; tensors left out are not."""
+        return {name: name for name in names}
 
     def _read_headers(self) -> dict[str, str]:
         """Stored tensor name -> file name, checked against the index where there is one."""
@@ -158,7 +181,7 @@ class HFReader:
                 ) from None
         return self._files[file_name]
 
-    def __enter__(self) -> HFReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -168,6 +191,12 @@ class HFReader:
         traceback: TracebackType | None,
     ) -> None:
         self._files.clear()
+
+    def fingerprint(self) -> list[list[str | int]]:
+        """What tells this folder's weights from others: name, size and time of each file."""
+        paths = [self.folder / name for name in sorted({file for file, _ in self._source.values()})]
+        stats = [(path, path.stat()) for path in paths]
+        return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
     def names(self) -> list[str]:
         """Hub-layout names, sorted."""
@@ -191,11 +220,38 @@ class HFReader:
     def dtype(self, name: str) -> torch.dtype:
         """ValueError for dtypes that no supported model stores."""
         code = self._slice(name).get_dtype()
-        if code not in _DTYPES:
+        if code not in DTYPES:
             raise ValueError(f"{self.source(name)}: unsupported dtype {code}")
-        return _DTYPES[code]
+        return DTYPES[code]
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU, in its stored dtype."""
+        """The whole tensor, on the CPU, in its stored dtype.
+
+        Read into memory of its own: pages of a mapped file would stay with the process.
+        """
         file_name, stored = self._source[name]
-        return self._open(file_name).get_tensor(stored)
+        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
+        path = self.folder / file_name
+        if file_name not in self._starts:
+            self._starts[file_name] = data_starts(path)
+        with path.open("rb", buffering=0) as file:
+            file.seek(self._starts[file_name][stored])
+            buffer = byte_view(tensor)
+            while len(buffer):
+                count = file.readinto(buffer)
+                if not count:
+                    raise ValueError(f"{path}: truncated in tensor {stored}")
+                buffer = buffer[count:]
+        return tensor
+
+
+class HFReader(SafetensorsFolder):
+    """A LLaVA folder of any layout under hub names, `layout` says which."""
+
+    layout: str
+
+    def renamed(self, names: list[str]) -> dict[str, str]:
+        self.layout = detect_layout(names)
+        if self.layout == ORIGINAL:
+            return {name: name_of_original(name, names) for name in names}
+        return {name: hub_name(name, self.layout) for name in names}

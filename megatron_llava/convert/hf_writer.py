@@ -1,70 +1,144 @@
-"""Streaming writer of sharded safetensors: memory stays at one shard, whatever the model's size."""
+"""Sharded safetensors, written tensor by tensor: memory stays at one tensor.
+
+The format is the safetensors library's: the length of a JSON header (8 bytes, little endian), the
+header, the bytes of the tensors. The library writes a whole file at once, so this does not use it;
+tests read the files with it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from megatron_llava.convert.hf_reader import INDEX_FILE, SINGLE_FILE
+from megatron_llava.convert.hf_reader import DTYPES, INDEX_FILE, SINGLE_FILE, byte_view
+from megatron_llava.convert.journal import Journal
+from megatron_llava.convert.progress import Progress
+from megatron_llava.convert.tensor_source import TensorSource
 
 MAX_SHARD_BYTES = 5 * 10**9  # the size that the hub's own files have
+CHECKSUM_FILE = "tensor_checksums.json"
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class HFWriter:
-    """Writes tensors in the order of arrival into shards of at most `max_shard_bytes`.
+@dataclass(frozen=True)
+class Shard:
+    """One file and the tensors that it holds, in order."""
 
-    One shard becomes `model.safetensors`, several become `model-00001-of-0000N.safetensors` and an
-    index. A tensor larger than the limit gets a shard of its own. Call `close()` to finish.
+    file_name: str
+    names: tuple[str, ...]
+
+
+def plan_shards(source: TensorSource, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[Shard]:
+    """Deal tensors to files of at most `max_shard_bytes`; a larger tensor gets one of its own.
+
+    One file is `model.safetensors`, several are `model-00001-of-0000N.safetensors`.
     """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; give at least 1")
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in source.names():
+        size = tensor_bytes(source, name)
+        if groups[-1] and filled + size > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return [Shard(SINGLE_FILE, tuple(groups[0]))]
+    return [
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(names))
+        for number, names in enumerate(groups, 1)
+    ]
 
-    def __init__(self, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-        if max_shard_bytes < 1:
-            raise ValueError(f"max_shard_bytes is {max_shard_bytes}; give at least 1")
-        self.folder = Path(folder)
-        self.max_shard_bytes = max_shard_bytes
-        self.total_bytes = 0
-        self._shards: list[list[str]] = []
-        self._names: set[str] = set()
-        self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Queue one tensor; ValueError where the name was already written."""
-        if name in self._names:
-            raise ValueError(f"tensor {name} is written twice")
-        self._names.add(name)
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + size > self.max_shard_bytes:
-            self._flush()
-        # A view would drag its whole storage into the file, and shared storage is refused there.
-        self._pending[name] = tensor.detach().cpu().clone().contiguous()
-        self._pending_bytes += size
-        self.total_bytes += size
+def tensor_bytes(source: TensorSource, name: str) -> int:
+    """Bytes of one tensor."""
+    return source.dtype(name).itemsize * torch.Size(source.shape(name)).numel()
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"part-{number:05d}.safetensors"
 
-    def _flush(self) -> None:
-        save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
-        self._shards.append(list(self._pending))
-        self._pending = {}
-        self._pending_bytes = 0
+def checksum(tensor: Tensor) -> str:
+    """CRC-32 of a tensor's bytes, in hexadecimal."""
+    return f"{zlib.crc32(_bytes(tensor)):08x}"
 
-    def close(self) -> None:
-        """Write what is queued, give the shards their final names, write the index."""
-        if self._pending:
-            self._flush()
-        if len(self._shards) == 1:
-            self._part(0).rename(self.folder / SINGLE_FILE)
-            return
-        weight_map = {}
-        for number, names in enumerate(self._shards):
-            file_name = f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
-            self._part(number).rename(self.folder / file_name)
-            weight_map.update(dict.fromkeys(names, file_name))
-        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (self.folder / INDEX_FILE).write_text(text)
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return byte_view(tensor.detach().contiguous())
+
+
+def write_hf(
+    folder: Path,
+    source: TensorSource,
+    journal: Journal,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """Write every tensor, an index where there are several files, and the checksums.
+
+    journal: knows which files an earlier, interrupted call has written; they are kept.
+    """
+    shards = plan_shards(source, max_shard_bytes)
+    checksums: dict[str, Any] = {}
+    for shard in shards:
+        done = journal.result(shard.file_name)
+        if done is None:
+            done = _write_shard(folder, shard, source, progress)
+            journal.record(shard.file_name, done)
+        checksums |= done
+    if len(shards) > 1:
+        weight_map = {name: shard.file_name for shard in shards for name in shard.names}
+        total = sum(tensor_bytes(source, name) for name in source.names())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / INDEX_FILE, index)
+    _write_json(folder / CHECKSUM_FILE, {"algorithm": "crc32", "tensors": checksums})
+
+
+def _write_shard(
+    folder: Path, shard: Shard, source: TensorSource, progress: Progress | None
+) -> dict[str, Any]:
+    """Write one file; dtype, shape and checksum of its tensors."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in shard.names:
+        start, end = end, end + tensor_bytes(source, name)
+        header[name] = {
+            "dtype": _CODES[source.dtype(name)],
+            "shape": list(source.shape(name)),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    found = {}
+    with (folder / shard.file_name).open("wb", buffering=0) as file:
+        _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
+        for name in shard.names:
+            tensor = source.tensor(name)
+            assert tuple(tensor.shape) == tuple(source.shape(name)), name
+            assert tensor.dtype == source.dtype(name), name
+            content = _bytes(tensor)
+            _write_all(file, content)
+            found[name] = {
+                "dtype": header[name]["dtype"],
+                "shape": header[name]["shape"],
+                "crc32": f"{zlib.crc32(content):08x}",
+            }
+            if progress is not None:
+                progress.add(name, tensor)
+        os.fsync(file.fileno())
+    return found
+
+
+def _write_all(file: Any, content: memoryview) -> None:
+    while len(content):
+        content = content[file.write(content) :]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megatron_llava.convert.checkpoint import load_state
-from megatron_llava.convert.convert import LISTED, hf_state_from_megatron
+from megatron_llava.convert.checkpoint import hf_tensors
+from megatron_llava.convert.combined_reader import HFSource
+from megatron_llava.convert.convert import LISTED
+from megatron_llava.convert.families import EMBEDDING
+from megatron_llava.convert.grown_vocabulary import GrownTensors
 from megatron_llava.convert.hf_reader import HFReader
-from megatron_llava.convert.root_files import read_passthrough, read_root_mapping
+from megatron_llava.convert.megatron_reader import MegatronReader
+from megatron_llava.convert.root_files import read_root_mapping
+from megatron_llava.convert.tensor_source import TensorSource
 
 
 @dataclass
@@ -44,51 +49,66 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def compare(
-    reader: HFReader, tensors: Iterable[tuple[str, Tensor]], passthrough: Mapping[str, Tensor]
+    reader: HFSource,
+    source: TensorSource,
+    passthrough: Container[str],
+    dtype: torch.dtype | None = None,
 ) -> Report:
-    """Compare a folder with the tensors that a checkpoint yields for it."""
+    """Compare a folder with the tensors that a checkpoint yields for it.
+
+    dtype: both are converted to it first.
+    """
     report = Report()
-    seen = set()
-    for name, tensor in tensors:
-        seen.add(name)
+    for name in source.names():
         if name not in reader:
             report.different.append(f"{name}: not in {reader.folder}")
             continue
-        if not same_bits(tensor, reader.tensor(name)):
+        tensor, expected = (_as(side.tensor(name), dtype) for side in (source, reader))
+        if not same_bits(tensor, expected):
             report.different.append(f"{reader.source(name)} differs from the checkpoint")
         group = report.passed_through if name in passthrough else report.covered
         group[0] += 1
         group[1] += tensor.numel() * tensor.element_size()
+    known = set(source.names())
     for name in reader.names():
-        if name not in seen:
+        if name not in known:
             report.different.append(f"{reader.source(name)}: not in the checkpoint")
             report.ignored[0] += 1
             report.ignored[1] += reader.tensor(name).nbytes
     return report
 
 
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+
 def verify(
     root: str | Path,
-    hf_folder: str | Path,
+    folder: str | Path | HFSource,
     iteration: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Report:
-    """Read both folders again and compare every tensor, bit by bit.
+    """Read a checkpoint and a folder again and compare every tensor, bit by bit.
 
-    iteration, dtype: as they were given to `export_hf`. ValueError listing the first tensors that
-    differ or that only one side has.
+    Args:
+        folder: of transformers or of the original code, or a source that is open already.
+        iteration, dtype: as they were given to the conversion.
+
+    Raises:
+        ValueError: listing the first tensors that differ or that only one side has.
     """
-    root, hf_folder = Path(root), Path(hf_folder)
-    mapping, passthrough = read_root_mapping(root), read_passthrough(root)
-    state = load_state(root, mapping, iteration)
-    pairs = (
-        (name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
-        for name, tensor in hf_state_from_megatron(state, mapping, passthrough)
-    )
-    with HFReader(hf_folder) as reader:
-        report = compare(reader, pairs, passthrough)
+    root = Path(root)
+    reader = HFReader(folder) if isinstance(folder, (str, Path)) else folder
+    mapping = read_root_mapping(root)
+    checkpoint = MegatronReader(root, mapping, iteration)
+    tensors = hf_tensors(checkpoint, root, mapping, None)
+    source: TensorSource = tensors
+    if mapping["image_token_index"] is None and EMBEDDING in reader:
+        # Exported to transformers, it has been given a token; the folder that it came from has not.
+        source = GrownTensors(source, max(reader.shape(EMBEDDING)[0], mapping["vocab_size"]))
+    report = compare(reader, source, tensors.passthrough, dtype)
     if report.different:
         count = len(report.different)
         listed = "; ".join(report.different[:LISTED])
-        raise ValueError(f"{root} and {hf_folder} differ in {count} tensors: {listed}")
+        raise ValueError(f"{root} and {reader.folder} differ in {count} tensors: {listed}")
     return report

@@ -10,19 +10,13 @@ import torch
 from PIL import Image
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.convert.hf_images import VIEWS_OF_CLASS
 from megatron_llava.data.collate import collate
 from megatron_llava.inference.questions import Question
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
 from megatron_llava.text.tokenizer import Tokenizer
 from megatron_llava.vision.token_layout import number_of_tokens
-
-VIEWS_OF_CLASS = {
-    "llava": "as_single",
-    "llava_next": "as_single",
-    "llava_onevision": "one_padded",
-}
-"""What transformers makes of each image of several, in the words of --multi-image-views."""
 
 
 @dataclass(frozen=True, kw_only=True)

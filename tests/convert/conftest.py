@@ -10,4 +10,4 @@ import pytest
 def core_process():
     """Call as core_process(function, *arguments): runs there, returns or raises here."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()

@@ -164,4 +164,6 @@ def test_arguments_that_contradict(tmp_path):
     step = ("--from", "hf", "--to", "megatron", "--ckpt-step", 1)
     done = tool(*step, "--load", tmp_path, "--save", tmp_path / "out")
     assert done.returncode == 2
-    assert "error: --ckpt-step and --dtype belong to --from megatron" in done.stderr
+    assert "error: --ckpt-step belongs to --from megatron" in done.stderr
+    done = tool("--from", "hf", "--to", "hf", "--load", tmp_path, "--save", tmp_path / "out")
+    assert "--from hf --to hf: one of the two, and not both, is megatron" in done.stderr

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import tiny_llava_next
 
 from megatron_llava.convert.convert import (
+    HFTensors,
     common_dtype,
     hf_state_from_megatron,
     megatron_shapes,
@@ -14,7 +15,9 @@ from megatron_llava.convert.convert import (
 )
 from megatron_llava.convert.hf_folder import copy_side_files, read_mapping, write_config
 from megatron_llava.convert.hf_reader import HFReader
-from megatron_llava.convert.hf_writer import HFWriter
+from megatron_llava.convert.hf_writer import write_hf
+from megatron_llava.convert.journal import Journal
+from megatron_llava.convert.tensor_source import InMemory
 
 MODELS = [("llama", "clip", False), ("qwen2", "siglip", True), ("mistral", "clip", False)]
 QUERY = "language_model.model.layers.1.self_attn.q_proj.weight"
@@ -53,11 +56,10 @@ def test_the_exported_folder_loads_in_transformers(folder, tmp_path):
     from transformers import LlavaNextForConditionalGeneration
 
     _, mapping, state, passthrough = to_megatron(folder)
-    writer = HFWriter(tmp_path, max_shard_bytes=100_000)
-    for name, tensor in hf_state_from_megatron(state, mapping, passthrough):
+    source = HFTensors(InMemory(state), mapping, passthrough)
+    for name in source.names():
         assert name.startswith("vision_tower.vision_model.") or "vision_tower" not in name
-        writer.add(name, tensor)
-    writer.close()
+    write_hf(tmp_path, source, Journal(tmp_path, {}), max_shard_bytes=100_000)
     copy_side_files(folder, tmp_path)
     model, report = LlavaNextForConditionalGeneration.from_pretrained(
         tmp_path, output_loading_info=True

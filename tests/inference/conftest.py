@@ -34,10 +34,10 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory, single_rank: None) -> Pair:
-    from megatron_llava.convert.checkpoint import build_for_compute
     from megatron_llava.convert.convert import megatron_state_from_hf
     from megatron_llava.convert.hf_folder import read_mapping
     from megatron_llava.convert.hf_reader import HFReader
+    from megatron_llava.convert.places import build_for_compute
     from megatron_llava.convert.root_files import run_config
     from megatron_llava.inference.hf_compare import HFFolder
     from megatron_llava.vision.settings import image_settings

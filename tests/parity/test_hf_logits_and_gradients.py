@@ -60,10 +60,10 @@ class Pair:
 def pair(request, tmp_path_factory, single_rank):
     from transformers import LlavaNextForConditionalGeneration
 
-    from megatron_llava.convert.checkpoint import build_for_compute
     from megatron_llava.convert.convert import megatron_state_from_hf
     from megatron_llava.convert.hf_folder import read_mapping
     from megatron_llava.convert.hf_reader import HFReader
+    from megatron_llava.convert.places import build_for_compute
     from megatron_llava.convert.root_files import run_config
     from megatron_llava.vision.settings import image_settings
 

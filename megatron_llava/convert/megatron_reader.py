@@ -1,0 +1,159 @@
+"""The parameters of a `torch_dist` checkpoint, read one at a time, whatever layout wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_llava.convert.convert import check_shapes
+from megatron_llava.convert.places import places
+from megatron_llava.convert.rules import Shape
+from megatron_llava.convert.single_process import single_process
+from megatron_llava.parallel.checkpoint_directory import (
+    CheckpointError,
+    Iteration,
+    find_checkpoint,
+    iteration_directory,
+    latest_iteration,
+)
+
+VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
+# Of a training checkpoint, what is no parameter of the model.
+OTHER_STATE = ("optimizer", "rng_state", "chained_")
+
+
+class MegatronReader:
+    """A TensorSource of Megatron names, one rank's whole parameters with an unpadded vocabulary.
+
+    Args:
+        root: folder of checkpoints.
+        mapping: the model, as `read_root_mapping` gives it.
+        iteration: which checkpoint; the latest where None.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or its tensors are not those of the mapping.
+    """
+
+    def __init__(
+        self, root: Path, mapping: dict[str, Any], iteration: Iteration | None = None
+    ) -> None:
+        chosen = latest_iteration(root) if iteration is None else iteration
+        if chosen is None:
+            raise ValueError(f"{root}: no checkpoint there; give the folder that --save named")
+        directory = find_checkpoint(root, chosen)
+        if directory is None:
+            raise ValueError(f"{iteration_directory(root, chosen)}: no such checkpoint")
+        self.directory = directory
+        with single_process():
+            self._places, _ = places(mapping)
+        self._reader = FileSystemReader(directory)
+        try:
+            self._metadata = self._reader.read_metadata()
+        except Exception as error:  # pickle raises anything for a file that is none
+            raise CheckpointError(
+                f"{directory}/.metadata: cannot be read ({type(error).__name__})"
+            ) from None
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self._tensors = {
+            key: entry
+            for key, entry in self._metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and not key.startswith(OTHER_STATE)
+        }
+        self._check(mapping["vocab_size"])
+
+    def _check(self, vocab_size: int) -> None:
+        expected = {place.key: place.global_shape for place in self._places.values()}
+        found = {key: tuple(entry.size) for key, entry in self._tensors.items()}
+        for key, shape in expected.items():
+            # Training pads the vocabulary.
+            padded = shape[:1] == (vocab_size,) and key.endswith(VOCABULARY)
+            if padded and key in found and found[key][0] > vocab_size:
+                found[key] = (vocab_size, *found[key][1:])
+        check_shapes(str(self.directory), dict(expected), found)
+        for key, entry in self._tensors.items():
+            self._check_chunks(key, entry)
+
+    def _check_chunks(self, key: str, entry: TensorStorageMetadata) -> None:
+        """Every chunk is in a file that is long enough."""
+        for chunk in entry.chunks:
+            info = self._metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
+            path = self.directory / info.relative_path if info else None
+            if path is None or not path.is_file():
+                raise CheckpointError(f"{self.directory}: the file of {key} is missing ({path})")
+            assert info is not None
+            if path.stat().st_size < info.offset + info.length:
+                raise CheckpointError(
+                    f"{path}: truncated: {path.stat().st_size} bytes, and {key} ends at "
+                    f"{info.offset + info.length}"
+                )
+
+    def fingerprint(self) -> list[list[str | int]]:
+        """What tells this checkpoint from others: name, size and time of its files."""
+        paths = sorted(path for path in self.directory.iterdir() if path.is_file())
+        stats = [(path, path.stat()) for path in paths]
+        return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def shape(self, name: str) -> Shape:
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        dtype: torch.dtype = self._tensors[self._places[name].key].properties.dtype
+        return dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """Read the parameter from the chunks that overlap it.
+
+        Raises:
+            CheckpointError: a chunk cannot be read.
+        """
+        place = self._places[name]
+        # Zero would be a silent hole; chunks are checked to cover the parameter below.
+        target = torch.empty(place.sizes, dtype=self.dtype(name))
+        wanted = ChunkStorageMetadata(torch.Size(place.offsets), torch.Size(place.sizes))
+        items = create_read_items_for_chunk_list(place.key, self._tensors[place.key], [wanted])
+        covered = sum(item.lengths.numel() for item in items)
+        if covered != target.numel():
+            raise CheckpointError(
+                f"{self.directory}: chunks of {place.key} cover {covered} of {target.numel()} "
+                f"numbers of {name}"
+            )
+        try:
+            self._reader.read_data(LoadPlan(items), cast(LoadPlanner, _Into(target))).wait()
+        except Exception as error:  # zip, pickle, OS and shape errors of a damaged file
+            raise CheckpointError(
+                f"{self.directory}: {name} cannot be read ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''})"
+            ) from None
+        return target.reshape(place.shape)
+
+
+class _Into:
+    """What torch's reader asks for: where the numbers of a chunk go."""
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+
+    def resolve_tensor(self, item: ReadItem) -> Tensor:
+        found = self._target
+        for dimension, (start, length) in enumerate(
+            zip(item.dest_offsets, item.lengths, strict=True)
+        ):
+            found = found.narrow(dimension, start, length)
+        return found
+
+    def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
+        """Nothing: the numbers are there."""

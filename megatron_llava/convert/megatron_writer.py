@@ -1,0 +1,183 @@
+"""A `torch_dist` checkpoint of the whole model, written parameter by parameter.
+
+Core's own writer holds everything that it writes in memory. This one hands torch's writer a plan
+whose tensors are made when their turn comes, in parts that an interrupted call need not repeat.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.default_planner import (
+    DefaultSavePlanner,
+    create_default_global_save_plan,
+)
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_llava.convert.journal import Journal
+from megatron_llava.convert.places import Place, places
+from megatron_llava.convert.progress import Progress
+from megatron_llava.convert.tensor_source import TensorSource
+
+PART_BYTES = 10**9
+
+
+def write_megatron(
+    directory: Path,
+    mapping: dict[str, Any],
+    source: TensorSource,
+    journal: Journal,
+    progress: Progress | None = None,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """Write the parameters of `source` to a checkpoint folder; inside `single_process` only.
+
+    journal: knows which parts an earlier, interrupted call has written; they are kept.
+    """
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.dist_checkpointing.strategies.base import (
+        StrategyAction,
+        get_default_strategy,
+    )
+
+    directory.mkdir(exist_ok=True)
+    found, objects = places(mapping)
+    planner = _LazyPlanner(source, found, objects, progress)
+    plans = [SavePlan(items) for items in planner.parts(part_bytes)]
+    plans, metadata = create_default_global_save_plan(plans)
+    writer = FileSystemWriter(directory, single_file_per_rank=True, thread_count=1)
+    writer.set_up_storage_writer(is_coordinator=True)
+    results = []
+    for number, plan in enumerate(writer.prepare_global_plan(plans)):
+        step = f"part {number}"
+        done = journal.result(step)
+        if done is None:
+            written = writer.write_data(plan, planner).value()
+            done = [_as_json(result) for result in written]
+            journal.record(step, done)
+        results.append([_from_json(entry) for entry in done])
+    writer.finish(metadata, results)
+    get_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1).save_common({}, directory)
+    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+
+
+class _LazyPlanner(DefaultSavePlanner):
+    """Says what is written where, and makes each tensor when torch's writer asks for it."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        found: dict[str, Place],
+        objects: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        super().__init__()
+        self._source, self._places, self._objects = source, found, objects
+        self._progress = progress
+        self._names = {(place.key, place.layer): name for name, place in found.items()}
+        self._last: tuple[str, Tensor] | None = None
+
+    def parts(self, part_bytes: int) -> Iterator[list[WriteItem]]:
+        """The items of files of about so many bytes each."""
+        items = [
+            WriteItem(index=MetadataIndex(key), type=WriteItemType.BYTE_IO) for key in self._objects
+        ]
+        filled = 0
+        for name in self._source.names():
+            place, dtype = self._places[name], self._source.dtype(name)
+            size = torch.Size(place.sizes).numel() * dtype.itemsize
+            if filled and filled + size > part_bytes:
+                yield items
+                items, filled = [], 0
+            items += _items(place, dtype)
+            filled += size
+        yield items
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        """The numbers of one item (torch's protocol)."""
+        key = write_item.index.fqn
+        if write_item.type == WriteItemType.BYTE_IO:
+            content = io.BytesIO()
+            torch.save([self._objects[key]], content)
+            return content
+        assert write_item.tensor_data is not None
+        chunk = write_item.tensor_data.chunk
+        axes = len(next(p for p in self._places.values() if p.key == key).layer)
+        name = self._names[key, tuple(chunk.offsets[:axes])]
+        whole = self._parameter(name).reshape(self._places[name].sizes)
+        for dimension in range(axes, len(chunk.sizes)):
+            whole = whole.narrow(dimension, chunk.offsets[dimension], chunk.sizes[dimension])
+        # A view would be stored with all of its storage.
+        return whole.clone() if whole.numel() * whole.element_size() < _storage(whole) else whole
+
+    def _parameter(self, name: str) -> Tensor:
+        # The halves of a parameter are asked for one after the other.
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            tensor = self._source.tensor(name).contiguous()
+            self._last = name, tensor
+            if self._progress is not None:
+                self._progress.add(name, tensor)
+        return self._last[1]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def _items(place: Place, dtype: torch.dtype) -> Iterator[WriteItem]:
+    """One item, or one for each half."""
+    axis = len(place.layer)
+    count = 2 if place.halves else 1
+    sizes = list(place.sizes)
+    sizes[axis] //= count
+    for number in range(count):
+        offsets = list(place.offsets)
+        offsets[axis] = number * sizes[axis]
+        offset = torch.Size(offsets)
+        yield WriteItem(
+            index=MetadataIndex(place.key, offset),
+            type=WriteItemType.SHARD,
+            tensor_data=TensorWriteData(
+                chunk=ChunkStorageMetadata(offset, torch.Size(sizes)),
+                properties=TensorProperties(dtype=dtype),
+                size=torch.Size(place.global_shape),
+            ),
+        )
+
+
+def _as_json(result: WriteResult) -> dict[str, Any]:
+    offset = result.index.offset
+    return {
+        "key": result.index.fqn,
+        "offset": None if offset is None else list(offset),
+        "index": result.index.index,
+        "size": result.size_in_bytes,
+        "file": result.storage_data.relative_path,
+        "start": result.storage_data.offset,
+        "length": result.storage_data.length,
+    }
+
+
+def _from_json(entry: dict[str, Any]) -> WriteResult:
+    offset = entry["offset"]
+    return WriteResult(
+        index=MetadataIndex(
+            entry["key"], None if offset is None else torch.Size(offset), entry["index"]
+        ),
+        size_in_bytes=entry["size"],
+        storage_data=_StorageInfo(entry["file"], entry["start"], entry["length"]),
+    )

@@ -1,0 +1,54 @@
+"""Tensors by name, of which one is in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_llava.convert.rules import Shape
+
+
+class TensorSource(Protocol):
+    """What a conversion reads: names, shapes and dtypes are known before any tensor is."""
+
+    def names(self) -> list[str]:
+        """All names, in the order in which reading is cheapest."""
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor, without reading it."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Its dtype, without reading it."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor itself, on the CPU."""
+
+
+class InMemory:
+    """A state dict as a TensorSource."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def stored_bytes(source: TensorSource) -> int:
+    """Bytes of all tensors together."""
+    return sum(
+        source.dtype(name).itemsize * torch.Size(source.shape(name)).numel()
+        for name in source.names()
+    )
