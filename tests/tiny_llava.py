@@ -34,7 +34,7 @@ TEXT_FAMILIES: dict[str, tuple] = {
 TOWERS: dict[str, tuple] = {
     "clip-224": ("clip", 4, 8, 4.0, 28),
     "clip-336": ("clip", 4, 8, 4.0, 56),
-    "siglip": ("siglip", 4, 9, 3.7361111111111112, 44),  # 44 // 14 = 3, as 384 // 14 leaves a rest
+    "siglip": ("siglip", 4, 9, 3.7777777777777777, 44),  # 44 // 14 = 3, as 384 // 14 leaves a rest
 }
 HEAD_WIDTH = 8
 TEXT_LAYERS, VISION_LAYERS = 2, 3

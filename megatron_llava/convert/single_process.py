@@ -19,7 +19,7 @@ from megatron_llava.platform.torchrun import world_size
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """A world of one gloo rank with core's groups; a running world of one is used as it is.
+    """A world of one gloo rank with core's groups; what is there of it already is used as it is.
 
     ValueError under torchrun with more than one process.
     """
@@ -27,18 +27,22 @@ def single_process() -> Iterator[None]:
     if running > 1:
         raise ValueError(f"conversion is one process, but {running} are running; use plain python")
     set_up_device("cpu")
+    from megatron.core.parallel_state import model_parallel_is_initialized
+
     from megatron_llava.parallel.groups import destroy_groups, initialize_groups
 
     with warnings.catch_warnings():
         # Deprecations inside core and torch's checkpoint reader; nothing that a user can act on.
         warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.distributed")
-        if dist.is_initialized():
-            yield
-            return
-        join_process_group("cpu", timeout_minutes=10)
+        joined, has_groups = dist.is_initialized(), model_parallel_is_initialized()
+        if not joined:
+            join_process_group("cpu", timeout_minutes=10)
         try:
-            initialize_groups(ParallelConfig(device="cpu"))
+            if not has_groups:
+                initialize_groups(ParallelConfig(device="cpu"))
             yield
         finally:
-            destroy_groups()
-            leave_process_group()
+            if not has_groups:
+                destroy_groups()
+            if not joined:
+                leave_process_group()

@@ -1,0 +1,139 @@
+"""Converted checkpoints over layouts: the logits of transformers, and back bitwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from convert_jobs import (
+    export_and_compare_logits,
+    export_and_verify,
+    import_and_judge,
+    logits_and_resave,
+)
+from distributed_jobs import train
+from safetensors.torch import load_file
+from tiny_llava import tiny_llava
+
+# Every class and tower with every text family in test_classes.py; here each of them somewhere.
+MODELS = {
+    "vicuna": ("llava", "clip-336"),
+    "llama3": ("llava_next", "siglip"),
+    "mistral": ("llava_next", "clip-224"),
+    "yi": ("llava_next", "clip-336"),
+    "qwen1.5": ("llava", "siglip"),
+    "qwen2": ("llava_onevision", "siglip"),
+    "qwen2-tied": ("llava_onevision", "clip-336"),
+}
+# (tensor, pipeline); one rank is in test_classes.py.
+LAYOUTS = {
+    "vicuna": [(1, 2), (4, 1), (4, 2)],
+    "llama3": [(2, 1), (2, 2), (4, 2)],
+    "mistral": [(1, 2), (4, 1), (2, 2)],
+    "yi": [(2, 1), (4, 1), (4, 2)],
+    "qwen1.5": [(1, 2), (2, 1), (4, 1)],
+    "qwen2": [(2, 2), (4, 1), (4, 2)],
+    "qwen2-tied": [(1, 2), (2, 1), (2, 2)],  # its 14 heads are not divided by four
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A converted folder and what transformers says of it."""
+
+    source: Path
+    root: Path
+    asked: dict[str, Any]
+    logits: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def judged(pool, tmp_path_factory):
+    made: dict[str, Judged] = {}
+
+    def make(text: str) -> Judged:
+        if text not in made:
+            folder = tmp_path_factory.mktemp("conversion")
+            model_type, tower = MODELS[text]
+            source, root = tiny_llava(folder / "hf", model_type, text, tower), folder / "root"
+            (asked, logits), *_ = pool.run(import_and_judge, source, root)
+            made[text] = Judged(source=source, root=root, asked=asked, logits=logits)
+        return made[text]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "tensor_parallel", "pipeline"),
+    [(text, *layout) for text, layouts in LAYOUTS.items() for layout in layouts],
+)
+def test_logits_at_a_layout_and_back(pool, judged, tmp_path, text, tensor_parallel, pipeline):
+    model = judged(text)
+    found = pool.run(
+        logits_and_resave,
+        model.root,
+        tmp_path / "saved",
+        model.asked,
+        world_size=tensor_parallel * pipeline,
+        tensor_parallel=tensor_parallel,
+        pipeline=pipeline,
+    )[-1]
+    assert found.keys() == model.logits.keys()
+    for name, logits in found.items():
+        assert (logits - model.logits[name]).abs().max() <= 1e-4, name
+    pool.run(export_and_verify, tmp_path / "saved", tmp_path / "exported")
+    before = load_file(model.source / "model.safetensors")
+    after = load_file(tmp_path / "exported" / "model.safetensors")
+    for name, tensor in before.items():
+        hub = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        assert torch.equal(after.pop(hub), tensor), name
+    assert not after
+
+
+TRAINED = {
+    "tp2-pp2-vpp2-distopt": (
+        4,
+        "plain",
+        [
+            "--tensor-model-parallel-size=2",
+            "--pipeline-model-parallel-size=2",
+            "--num-layers-per-virtual-pipeline-stage=1",
+            "--use-distributed-optimizer",
+        ],
+    ),
+    "pp2-tied-without-optimizer": (
+        2,
+        "tied",
+        ["--pipeline-model-parallel-size=2", "--no-save-optim"],
+    ),
+    "cp2-distopt-reshardable": (
+        2,
+        "plain",
+        [
+            "--context-parallel-size=2",
+            "--use-distributed-optimizer",
+            "--dist-ckpt-optim-fully-reshardable",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_training_checkpoint_is_exported(pool, setup, tmp_path, name):
+    """Trained weights of any layout, with optimizer state beside them, in transformers."""
+    world_size, model, flags = TRAINED[name]
+    arguments = setup.arguments(
+        *flags, f"--save={tmp_path}/saved", "--save-interval=3", model=model, steps=3
+    )
+    pool.run(train, arguments, world_size=world_size)
+    difference = pool.run(
+        export_and_compare_logits, tmp_path / "saved", tmp_path / "hf", timeout=120
+    )[0]
+    assert difference <= 1e-4
+    before = load_file(setup.folder / f"{model}-hf" / "model.safetensors")
+    after = load_file(tmp_path / "hf" / "model.safetensors")
+    embedding = "language_model.model.embed_tokens.weight"
+    assert not torch.equal(after[embedding], before[embedding]), "it has learned"
