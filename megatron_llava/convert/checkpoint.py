@@ -29,7 +29,7 @@ from megatron_llava.convert.hf_folder import copy_side_files, read_mapping
 from megatron_llava.convert.hf_reader import ORIGINAL, HFReader
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
 from megatron_llava.convert.megatron_reader import MegatronReader
-from megatron_llava.convert.megatron_writer import write_megatron
+from megatron_llava.convert.megatron_writer import PART_BYTES, write_megatron
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.root_files import (
@@ -48,13 +48,14 @@ def import_hf(
     root: str | Path,
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> None:
     """Convert a Hugging Face LLaVA folder to the root of a Megatron checkpoint (`release`).
 
     Nothing appears under `root` until it is complete; an interrupted call is taken up again by the
     next one. dtype: of the parameters; the folder's where not given. ValueError, for the user,
     where the folder is damaged, unsupported or contradicts itself, where `root` exists, and where
-    the disk is too small.
+    the disk is too small. part_bytes: of a step that an interrupted call need not repeat.
     """
     hf_folder, root = Path(hf_folder), Path(root)
     refuse_existing(root)
@@ -65,7 +66,7 @@ def import_hf(
             )
         mapping = read_mapping(hf_folder, reader)
         copy_files = partial(copy_side_files, hf_folder)
-        import_source(reader, mapping, root, copy_files, progress, dtype)
+        import_source(reader, mapping, root, copy_files, progress, dtype, part_bytes)
 
 
 def import_source(
@@ -75,23 +76,25 @@ def import_source(
     write_files: Callable[[Path], object],
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> None:
     """Write the root of a Megatron checkpoint from tensors under hub names; errors as import_hf.
 
-    write_files: writes configuration and tokenizer into the folder that it is given.
+    write_files: writes configuration and tokenizer into the folder that it is given. part_bytes: of
+    a step that an interrupted call need not repeat.
     """
     stored = common_dtype(reader, mapping, any_of_them=dtype is not None)
     check_hf(reader, mapping)
     source = MegatronTensors(reader, mapping, dtype)
     passthrough = passthrough_of(reader, mapping)
     check_room(root, stored_bytes(source) + sum(t.nbytes for t in passthrough.values()))
-    task = {"to": "megatron", "from": reader.fingerprint(), "dtype": str(dtype)}
+    task = {"to": "megatron", "from": reader.fingerprint(), "dtype": str(dtype), "part": part_bytes}
     with single_process(), pending_folder(root, task) as (pending, journal):
         (pending / HF_FOLDER).mkdir(exist_ok=True)
         write_files(pending / HF_FOLDER)
         write_root_files(pending, mapping, passthrough, dtype or stored)
         release = iteration_directory(pending, RELEASE)
-        write_megatron(release, mapping, source, journal, progress)
+        write_megatron(release, mapping, source, journal, progress, part_bytes)
         (pending / TRACKER).write_text(RELEASE)
 
 

@@ -77,7 +77,10 @@ def common_dtype(
 
     any_of_them: they may differ, as all are converted to another one.
     """
-    names = [name for rule in table(mapping).rules for name in rule.hf if name in reader]
+    rows = table(mapping)
+    names = [name for rule in rows.rules for name in rule.hf if name in reader]
+    # Optional rows are buffers of integers, and the head of a tower.
+    names += [row.hf for row in rows.passthrough if row.shape is not None and row.hf in reader]
     first = reader.dtype(names[0])
     for name in names:
         dtype = reader.dtype(name)

@@ -41,8 +41,18 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in SIDE_FILES)
     )
     for name in names:
+        if name.endswith(".json"):
+            check_json(source / name)
         shutil.copyfile(source / name, target / name)
     return names
+
+
+def check_json(path: Path) -> None:
+    """ValueError where a file that travels is cut short or no JSON."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:

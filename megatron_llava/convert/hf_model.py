@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from megatron_llava.convert.convert import LISTED
 from megatron_llava.convert.hf_folder import read_image_processor
 
 # Settings of an image processor that name classes.
@@ -49,6 +50,9 @@ class HFModel:
     Args:
         folder: weights, config and image processor settings.
         model_type: llava, llava_next or llava_onevision.
+
+    Raises:
+        ValueError: tensors are missing, surplus or of another shape for transformers.
     """
 
     def __init__(self, folder: Path, model_type: str) -> None:
@@ -56,9 +60,21 @@ class HFModel:
 
         self.model_type = model_type
         self.processor = pillow_image_processor(folder, model_type)
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        ).eval()
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model, loading = loaded
+        for kind, names in loading.items():
+            if names:
+                raise ValueError(
+                    f"{folder}: transformers finds {len(names)} {kind.replace('_', ' ')}: "
+                    f"{', '.join(map(str, sorted(names)[:LISTED]))}"
+                )
+        self.model = model.eval()
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """What the model takes for the images of one sample; nothing for none."""

@@ -14,6 +14,7 @@ and the original code's are read under the names of the hub layout:
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ HUB, HUB_FLAT, MODEL, MODEL_FLAT = "hub", "hub_flat", "model", "model_flat"
 ORIGINAL = "original"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+CHECKSUM_FILE = "tensor_checksums.json"
 
 DTYPES = {
     "F64": torch.float64,
@@ -80,6 +82,18 @@ def hub_name(name: str, layout: str) -> str:
     return name
 
 
+def read_checksums(folder: Path) -> dict[str, str]:
+    """CRC-32 of each stored tensor, where the folder has them; ValueError for a damaged file."""
+    path = folder / CHECKSUM_FILE
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: str(entry["crc32"]) for name, entry in content["tensors"].items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no readable checksums ({error}); remove it") from None
+
+
 def byte_view(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, without a copy."""
     array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -109,6 +123,7 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         self._files: dict[str, Any] = {}
         self._starts: dict[str, dict[str, int]] = {}
+        self._checksums = read_checksums(self.folder)
         owners = self._read_headers()
         try:
             renamed = self.renamed(list(owners))
@@ -242,7 +257,19 @@ class SafetensorsFolder:
                 if not count:
                     raise ValueError(f"{path}: truncated in tensor {stored}")
                 buffer = buffer[count:]
+        self._check_bytes(stored, tensor)
         return tensor
+
+    def _check_bytes(self, stored: str, tensor: Tensor) -> None:
+        """Where a conversion of ours wrote the folder, its checksums say what the bytes were."""
+        expected = self._checksums.get(stored)
+        found = None if expected is None else f"{zlib.crc32(byte_view(tensor)):08x}"
+        if found != expected:
+            raise ValueError(
+                f"{self.folder}: tensor {stored} has the checksum {found}, and {CHECKSUM_FILE} "
+                f"says {expected}: the file is damaged; if the weights were changed on purpose, "
+                f"remove {CHECKSUM_FILE}"
+            )
 
 
 class HFReader(SafetensorsFolder):

@@ -17,13 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_llava.convert.hf_reader import DTYPES, INDEX_FILE, SINGLE_FILE, byte_view
+from megatron_llava.convert.hf_reader import (
+    CHECKSUM_FILE,
+    DTYPES,
+    INDEX_FILE,
+    SINGLE_FILE,
+    byte_view,
+)
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.tensor_source import TensorSource
 
 MAX_SHARD_BYTES = 5 * 10**9  # the size that the hub's own files have
-CHECKSUM_FILE = "tensor_checksums.json"
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -62,11 +67,6 @@ def plan_shards(source: TensorSource, max_shard_bytes: int = MAX_SHARD_BYTES) ->
 def tensor_bytes(source: TensorSource, name: str) -> int:
     """Bytes of one tensor."""
     return source.dtype(name).itemsize * torch.Size(source.shape(name)).numel()
-
-
-def checksum(tensor: Tensor) -> str:
-    """CRC-32 of a tensor's bytes, in hexadecimal."""
-    return f"{zlib.crc32(_bytes(tensor)):08x}"
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -27,6 +27,15 @@ MODEL_FILE = "model.yaml"
 PASSTHROUGH_FILE = "passthrough.safetensors"
 HF_FOLDER = "hf"
 CONVERSION_FILE = "conversion.json"
+# Fields that another one decides, or that a model of one view has none of.
+MAY_LACK = (
+    "num_query_groups",
+    "kv_channels",
+    "image_grid_pinpoints",
+    "image_mean",
+    "image_std",
+    "image_resize_mode",
+)
 
 
 def run_config(mapping: dict[str, Any], source: str) -> RunConfig:
@@ -68,6 +77,13 @@ def read_root_mapping(root: Path) -> dict[str, Any]:
         for name, spec in all_fields().items()
         if spec.group in groups and settings.get(name) is not None
     }
+    lacking = [
+        name
+        for name, spec in all_fields().items()
+        if spec.group in groups and settings.get(name) is None and name not in MAY_LACK
+    ]
+    if lacking:
+        raise ValueError(f"{path}: lacks {', '.join(lacking)}; it is no whole model.yaml")
     pinpoints = mapping.get("image_grid_pinpoints")
     if isinstance(pinpoints, str) and pinpoints.lstrip().startswith("["):
         mapping["image_grid_pinpoints"] = ast.literal_eval(pinpoints)

@@ -15,9 +15,10 @@ from megatron_llava.convert.verify_logits import LOGITS_THRESHOLD, verify_logits
 
 
 def there_and_back(folder: Path, model_type: str, text: str, tower: str) -> dict[str, float]:
-    """Differences of the logits; the tensors, files and loading of the exported folder checked."""
-    from transformers import AutoModelForImageTextToText
+    """Differences of the logits; the tensors and files of the exported folder are checked.
 
+    `verify_logits` refuses a folder in which transformers misses a tensor or finds one too many.
+    """
     source, root, target = folder / "hf", folder / "root", folder / "exported"
     tiny_llava(source, model_type, text, tower)
     import_hf(source, root)
@@ -28,8 +29,6 @@ def there_and_back(folder: Path, model_type: str, text: str, tower: str) -> dict
     assert all(torch.equal(after.tensor(n), before.tensor(n)) for n in before.names())
     configs = [json.loads((where / "config.json").read_text()) for where in (source, target)]
     assert configs[0] == configs[1]
-    _, loading = AutoModelForImageTextToText.from_pretrained(target, output_loading_info=True)
-    assert not any(loading.values()), loading
     return verify_logits(root, target)
 
 

@@ -42,10 +42,10 @@ def there_and_back(source, tower, root, back, without_vision_tower):
     export_llava(root, back, without_vision_tower=without_vision_tower)
 
 
-@pytest.mark.parametrize("with_tower", [True, False])
 @pytest.mark.parametrize("tower", ["clip-336", "siglip"])
 @pytest.mark.parametrize("text", TEXT_FAMILIES)
-def test_there_and_back_is_bitwise(core_process, tmp_path, text, tower, with_tower):
+def test_there_and_back_is_bitwise(core_process, tmp_path, text, tower):
+    with_tower = (list(TEXT_FAMILIES).index(text) % 2 == 0) == (tower == "siglip")
     source, published = write_original(tmp_path, text, tower, with_tower=with_tower)
     back = tmp_path / "back"
     core_process(there_and_back, source, published, tmp_path / "root", back, not with_tower)

@@ -30,13 +30,13 @@ MODELS = {
 }
 # (tensor, pipeline); one rank is in test_classes.py.
 LAYOUTS = {
-    "vicuna": [(1, 2), (4, 1), (4, 2)],
-    "llama3": [(2, 1), (2, 2), (4, 2)],
-    "mistral": [(1, 2), (4, 1), (2, 2)],
-    "yi": [(2, 1), (4, 1), (4, 2)],
-    "qwen1.5": [(1, 2), (2, 1), (4, 1)],
-    "qwen2": [(2, 2), (4, 1), (4, 2)],
-    "qwen2-tied": [(1, 2), (2, 1), (2, 2)],  # its 14 heads are not divided by four
+    "vicuna": [(1, 2), (4, 1)],
+    "llama3": [(2, 1), (4, 2)],
+    "mistral": [(4, 1), (2, 2)],
+    "yi": [(2, 1), (4, 2)],
+    "qwen1.5": [(1, 2), (4, 1)],
+    "qwen2": [(2, 2), (4, 1)],
+    "qwen2-tied": [(2, 1), (2, 2)],  # its 14 heads are not divided by four
 }
 
 
