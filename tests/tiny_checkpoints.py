@@ -146,7 +146,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-        is_norm = "norm" in name.split(".")[-2]
+        is_norm = "norm" in "".join(name.split(".")[-2:-1])
         if is_norm and name.endswith("weight"):
             noise = 1.0 + 0.2 * noise
         else:

@@ -46,6 +46,26 @@ class InMemory:
         return self._tensors[name]
 
 
+class CastTensors:
+    """A TensorSource whose floating-point tensors are converted to one dtype."""
+
+    def __init__(self, source: TensorSource, dtype: torch.dtype) -> None:
+        self._source, self._dtype = source, dtype
+
+    def names(self) -> list[str]:
+        return self._source.names()
+
+    def shape(self, name: str) -> Shape:
+        return self._source.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        found = self._source.dtype(name)
+        return self._dtype if found.is_floating_point else found
+
+    def tensor(self, name: str) -> Tensor:
+        return self._source.tensor(name).to(self.dtype(name))
+
+
 def stored_bytes(source: TensorSource) -> int:
     """Bytes of all tensors together."""
     return sum(
