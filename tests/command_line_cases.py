@@ -223,6 +223,8 @@ def printed_flags(folder: Path) -> list[str]:
 def usages(folder: Path) -> dict[str, Case]:
     made = {"print": Case(TRAIN, [*printed_flags(folder), "--print-config"], [], 0)}
     valid = {case.program: case.arguments for case in one_run(folder).values()}
+    parts = ["--language-model", "a", "--vision-tower", "b", "--save", "c"]
+    valid[TOOLS["merge_checkpoint"]] = parts
     for name, path in TOOLS.items():
         made[f"{name} --help"] = Case(path, ["--help"], [], 0)
         # What the run does not use compares two layouts; their common flags come last.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_llava.convert.checkpoint import hf_tensors
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.convert import LISTED
-from megatron_llava.convert.families import EMBEDDING
+from megatron_llava.convert.families import EMBEDDING, table
 from megatron_llava.convert.grown_vocabulary import GrownTensors
 from megatron_llava.convert.hf_reader import HFReader
 from megatron_llava.convert.megatron_reader import MegatronReader
@@ -26,6 +26,7 @@ class Report:
 
     covered: list[int] = field(default_factory=lambda: [0, 0])
     passed_through: list[int] = field(default_factory=lambda: [0, 0])
+    reasons: dict[str, int] = field(default_factory=dict)  # of those passed through
     ignored: list[int] = field(default_factory=lambda: [0, 0])
     different: list[str] = field(default_factory=list)
 
@@ -37,6 +38,8 @@ class Report:
             ("ignored", self.ignored),
         )
         rows = [f"{name:<15}{count:>8}{size:>18,}" for name, (count, size) in groups]
+        reasons = [f"{'':<15}{count:>8}  {reason}" for reason, count in self.reasons.items()]
+        rows[2:2] = reasons
         return [f"{'':<15}{'tensors':>8}{'bytes':>18}", *rows]
 
 
@@ -51,12 +54,13 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 def compare(
     reader: HFSource,
     source: TensorSource,
-    passthrough: Container[str],
+    passthrough: Mapping[str, str],
     dtype: torch.dtype | None = None,
 ) -> Report:
     """Compare a folder with the tensors that a checkpoint yields for it.
 
-    dtype: both are converted to it first.
+    passthrough: why the Megatron model lacks a tensor, by name. dtype: both are converted to it
+    first.
     """
     report = Report()
     for name in source.names():
@@ -67,6 +71,9 @@ def compare(
         if not same_bits(tensor, expected):
             report.different.append(f"{reader.source(name)} differs from the checkpoint")
         group = report.passed_through if name in passthrough else report.covered
+        if name in passthrough:
+            reason = passthrough[name]
+            report.reasons[reason] = report.reasons.get(reason, 0) + 1
         group[0] += 1
         group[1] += tensor.numel() * tensor.element_size()
     known = set(source.names())
@@ -106,7 +113,8 @@ def verify(
     if mapping["image_token_index"] is None and EMBEDDING in reader:
         # Exported to transformers, it has been given a token; the folder that it came from has not.
         source = GrownTensors(source, max(reader.shape(EMBEDDING)[0], mapping["vocab_size"]))
-    report = compare(reader, source, tensors.passthrough, dtype)
+    reasons = {row.hf: row.reason for row in table(mapping).passthrough}
+    report = compare(reader, source, reasons, dtype)
     if report.different:
         count = len(report.different)
         listed = "; ".join(report.different[:LISTED])

@@ -1,4 +1,4 @@
-"""A batch of one sample, for comparing logits."""
+"""One sample, for comparing logits and answers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ def batch_of(
     ids: Sequence[int], images: Sequence[Image.Image], settings: ImageSettings
 ) -> TensorBatch:
     """Token ids (IMAGE_TOKEN_INDEX at each image) and RGB images as training would see them."""
-    sample = Sample(
+    return collate([sample_of(ids, images)], settings).to_torch()
+
+
+def sample_of(ids: Sequence[int], images: Sequence[Image.Image]) -> Sample:
+    """The same as a sample without labels."""
+    return Sample(
         token_ids=np.array(ids, dtype=np.int32),
         label_mask=np.zeros(len(ids), dtype=np.uint8),
         image_sizes=tuple(image.size for image in images),
         images=tuple(_png(image) for image in images),
         source="the compared sample",
     )
-    return collate([sample], settings).to_torch()
 
 
 def _png(image: Image.Image) -> bytes:
