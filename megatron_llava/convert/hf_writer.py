@@ -17,16 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_llava.convert.hf_reader import (
-    CHECKSUM_FILE,
-    DTYPES,
-    INDEX_FILE,
-    SINGLE_FILE,
-    byte_view,
-)
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.tensor_source import TensorSource
+from megatron_llava.convert.weight_files import DTYPES, byte_view
+from megatron_llava.convert.weights_folder import CHECKSUM_FILE, INDEX_FILE, SINGLE_FILE
 
 MAX_SHARD_BYTES = 5 * 10**9  # the size that the hub's own files have
 _CODES = {dtype: code for code, dtype in DTYPES.items()}

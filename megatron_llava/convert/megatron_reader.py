@@ -20,6 +20,7 @@ from megatron_llava.convert.convert import check_shapes
 from megatron_llava.convert.places import places
 from megatron_llava.convert.rules import Shape
 from megatron_llava.convert.single_process import single_process
+from megatron_llava.convert.weights_folder import check_checksum, read_checksums
 from megatron_llava.parallel.checkpoint_directory import (
     CheckpointError,
     Iteration,
@@ -55,6 +56,7 @@ class MegatronReader:
         if directory is None:
             raise ValueError(f"{iteration_directory(root, chosen)}: no such checkpoint")
         self.directory = directory
+        self._checksums = read_checksums(directory)
         with single_process():
             self._places, _ = places(mapping)
         self._reader = FileSystemReader(directory)
@@ -118,7 +120,7 @@ class MegatronReader:
         """Read the parameter from the chunks that overlap it.
 
         Raises:
-            CheckpointError: a chunk cannot be read.
+            ValueError: a chunk cannot be read, or its bytes are not those that were converted.
         """
         place = self._places[name]
         # Zero would be a silent hole; chunks are checked to cover the parameter below.
@@ -138,7 +140,9 @@ class MegatronReader:
                 f"{self.directory}: {name} cannot be read ({type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else ''})"
             ) from None
-        return target.reshape(place.shape)
+        found = target.reshape(place.shape)
+        check_checksum(str(self.directory), name, found, self._checksums)
+        return found
 
 
 class _Into:

@@ -7,6 +7,8 @@ whose tensors are made when their turn comes, in parts that an interrupted call 
 from __future__ import annotations
 
 import io
+import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.places import Place, places
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.tensor_source import TensorSource
+from megatron_llava.convert.weight_files import byte_view
+from megatron_llava.convert.weights_folder import CHECKSUM_FILE
 
 PART_BYTES = 10**9
 
@@ -60,16 +64,22 @@ def write_megatron(
     plans, metadata = create_default_global_save_plan(plans)
     writer = FileSystemWriter(directory, single_file_per_rank=True, thread_count=1)
     writer.set_up_storage_writer(is_coordinator=True)
-    results = []
+    results: list[list[WriteResult]] = []
+    checksums: dict[str, Any] = {}
     for number, plan in enumerate(writer.prepare_global_plan(plans)):
         step = f"part {number}"
         done = journal.result(step)
         if done is None:
+            planner.checksums.clear()
             written = writer.write_data(plan, planner).value()
-            done = [_as_json(result) for result in written]
+            items = [_as_json(result) for result in written]
+            done = {"items": items, "checksums": dict(planner.checksums)}
             journal.record(step, done)
-        results.append([_from_json(entry) for entry in done])
+        results.append([_from_json(entry) for entry in done["items"]])
+        checksums |= {name: {"crc32": value} for name, value in done["checksums"].items()}
     writer.finish(metadata, results)
+    text = json.dumps({"algorithm": "crc32", "tensors": checksums}, indent=2, sort_keys=True)
+    (directory / CHECKSUM_FILE).write_text(text + "\n", encoding="utf-8")
     get_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1).save_common({}, directory)
     save_config(CheckpointingConfig("torch_dist", 1), str(directory))
 
@@ -88,6 +98,7 @@ class _LazyPlanner(DefaultSavePlanner):
         self._source, self._places, self._objects = source, found, objects
         self._progress = progress
         self._names = {(place.key, place.layer): name for name, place in found.items()}
+        self.checksums: dict[str, str] = {}  # of the parameters made since it was cleared
         self._last: tuple[str, Tensor] | None = None
 
     def parts(self, part_bytes: int) -> Iterator[list[WriteItem]]:
@@ -129,6 +140,7 @@ class _LazyPlanner(DefaultSavePlanner):
             self._last = None
             tensor = self._source.tensor(name).contiguous()
             self._last = name, tensor
+            self.checksums[name] = f"{zlib.crc32(byte_view(tensor)):08x}"
             if self._progress is not None:
                 self._progress.add(name, tensor)
         return self._last[1]

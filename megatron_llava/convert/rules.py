@@ -95,6 +95,24 @@ class GateUp:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Tensors of one shape -> [n, ...]: the LoRA factors A of query, key and value, or gate and up.
+
+    Each keeps its own A, as adapters in PEFT's format have; their factors B are GroupedQKV and
+    GateUp, whose rows they multiply.
+    """
+
+    def megatron_shape(self, hf_shapes: Sequence[Shape]) -> Shape:
+        return (len(hf_shapes), *hf_shapes[0])
+
+    def to_megatron(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors))
+
+    def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.unbind(0))
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """[V, d] -> [padded, d]: zero rows are appended, and dropped again on the way back."""
 

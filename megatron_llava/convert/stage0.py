@@ -40,7 +40,6 @@ from megatron_llava.convert.hf_folder import (
     copy_side_files,
     output_weight_fields,
 )
-from megatron_llava.convert.hf_reader import SafetensorsFolder
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
 from megatron_llava.convert.image_token import VIDEO_PLACEHOLDER, add_tokens, rows_for
 from megatron_llava.convert.llava_config import MODEL_TYPE, llava_config
@@ -49,6 +48,7 @@ from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.rules import Shape
 from megatron_llava.convert.tensor_source import CastTensors, stored_bytes
 from megatron_llava.convert.tower_folder import TowerFolder
+from megatron_llava.convert.weights_folder import WeightsFolder
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.templates import get_template
 from megatron_llava.vision.settings import USUAL_NORMALISATION
@@ -86,7 +86,7 @@ USUAL_GRIDS = {
 _TEXT_PARTS = ("model.embed_tokens.", "model.layers.", "model.norm.")
 
 
-class TextFolder(SafetensorsFolder):
+class TextFolder(WeightsFolder):
     """Tensors of a language model under the hub names of a LLaVA model's."""
 
     def renamed(self, names: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import read_json
 from megatron_llava.convert.hf_folder import CONFIG_FILE
-from megatron_llava.convert.hf_reader import SafetensorsFolder
+from megatron_llava.convert.weights_folder import WeightsFolder
 
 # Parts of a vision model, where a folder stores them without a prefix.
 _PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
@@ -21,7 +21,7 @@ _NO_TOWER = (
 )
 
 
-class TowerFolder(SafetensorsFolder):
+class TowerFolder(WeightsFolder):
     """Tensors of a vision model under the hub names of a LLaVA model's tower.
 
     A folder may hold the vision model alone or beside a text model, which is left out.

@@ -1,10 +1,13 @@
 """Every class, text family and tower: HF to Megatron to HF bitwise, and the same logits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hf_layouts import LAYOUTS, rewrite
+from safetensors.torch import load_file
 from tiny_llava import MODEL_TYPES, TEXT_FAMILIES, TOWERS, tiny_llava
 
 from megatron_llava.convert.checkpoint import export_hf, import_hf
@@ -39,6 +42,41 @@ def test_there_and_back(core_process, tmp_path, model_type, text, tower):
     differences = core_process(there_and_back, tmp_path, model_type, text, tower)
     assert max(differences.values()) <= LOGITS_THRESHOLD
     assert {"text alone", "image 1", "3 images"} <= set(differences)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_name_layout_of_every_class(core_process, tmp_path, model_type, layout):
+    source = tiny_llava(tmp_path / "hf", model_type, "qwen2-tied", "siglip")
+    other = rewrite(source, tmp_path / "other", layout)
+    core_process(import_hf, other, tmp_path / "root")
+    assert HFReader(other).layout == layout
+    core_process(verify, tmp_path / "root", source)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_in_the_format_of_torch(core_process, tmp_path, sharded):
+    source = tiny_llava(tmp_path / "hf")
+    other = tmp_path / "other"
+    shutil.copytree(source, other, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = list(load_file(source / "model.safetensors").items())
+    files = {"pytorch_model.bin": dict(tensors)}
+    if sharded:
+        files = {"a.bin": dict(tensors[:50]), "b.bin": dict(tensors[50:])}
+        weight_map = {name: file for file, part in files.items() for name in part}
+        index = other / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    for file, part in files.items():
+        torch.save(part, other / file)
+    core_process(import_hf, other, tmp_path / "root")
+    core_process(verify, tmp_path / "root", source)
+    last = other / list(files)[-1]
+    last.write_bytes(last.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=f"{last.name}: truncated or no file of tensors"):
+        core_process(import_hf, other, tmp_path / "again")
+    torch.save({"a": torch.zeros(1), "b": "text"}, last)
+    with pytest.raises(ValueError, match="holds more than named tensors"):
+        core_process(import_hf, other, tmp_path / "again")
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_llava import tiny_llava
 
 from megatron_llava.convert.checkpoint import export_hf, import_hf
-from megatron_llava.convert.hf_reader import CHECKSUM_FILE, INDEX_FILE, SINGLE_FILE
 from megatron_llava.convert.hf_writer import write_hf
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.tensor_source import InMemory
+from megatron_llava.convert.weights_folder import CHECKSUM_FILE, INDEX_FILE, SINGLE_FILE
 
 CORRUPTIONS = 200
 KINDS = ("drop", "rename", "reshape", "retype", "surplus", "truncate", "resize", "index", "delete")
@@ -153,7 +153,7 @@ def damage_root(root: Path, seed: int) -> str:
     skipped = ("merges.txt", "chat_template.jinja", "common.pt", "metadata.json")
     path = draw.choice([p for p in paths if p.name not in skipped])
     content = path.read_bytes()
-    if seed % 3 == 0 and path.parent.name != "hf":
+    if seed % 3 == 0 and path.parent.name != "hf" and path.name != CHECKSUM_FILE:
         path.unlink()
         return f"delete {path.name}"
     path.write_bytes(content[: draw.randrange(max(len(content) - 1, 1))])
@@ -198,6 +198,18 @@ def test_flipped_bits_are_found_by_the_checksums(core_process, tmp_path, convert
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
     (folder / CHECKSUM_FILE).unlink()
     core_process(import_hf, folder, tmp_path / "root")
+
+
+def test_flipped_bits_of_a_converted_checkpoint_are_found(core_process, tmp_path, converted):
+    root = tmp_path / "root"
+    shutil.copytree(converted, root)
+    path = next((root / "release").glob("*.distcp"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="has the checksum|cannot be read"):
+        core_process(export_hf, root, tmp_path / "hf")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
 
 
 class Stop:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_llava.convert.hf_writer import CHECKSUM_FILE, plan_shards, write_hf
+from megatron_llava.convert.hf_writer import plan_shards, write_hf
 from megatron_llava.convert.journal import JOURNAL_FILE, Journal
 from megatron_llava.convert.tensor_source import InMemory
+from megatron_llava.convert.weights_folder import CHECKSUM_FILE
 
 
 def write(folder, tensors, limit=10**9):

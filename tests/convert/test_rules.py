@@ -10,6 +10,7 @@ from megatron_llava.convert.rules import (
     GroupedQKV,
     Reshape,
     Rule,
+    Stack,
     Vocabulary,
     for_layers,
 )
@@ -45,6 +46,13 @@ def test_gate_comes_before_up():
     assert torch.equal(fused, torch.tensor([[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 3))
     assert GateUp().megatron_shape([(3, 2), (3, 2)]) == (6, 2)
     assert all(torch.equal(a, b) for a, b in zip(GateUp().to_hf(fused), (gate, up), strict=True))
+
+
+def test_factors_are_stacked_and_come_back():
+    factors = [torch.randn(2, 5) for _ in range(3)]
+    stacked = Stack().to_megatron(factors)
+    assert tuple(stacked.shape) == Stack().megatron_shape([(2, 5)] * 3) == (3, 2, 5)
+    assert all(torch.equal(a, b) for a, b in zip(Stack().to_hf(stacked), factors, strict=True))
 
 
 def test_vocabulary_is_padded_with_zeros_and_cut_again():
