@@ -23,4 +23,15 @@ class DataConfig:
     max_bad_records: int = flag(
         0, "Samples that may be skipped as unusable before the run stops", minimum=0
     )
-    packing_window: int = flag(4096, "Samples packed together by first-fit", minimum=1)
+    packing_window: int = flag(
+        0, "Samples packed together; 0 for all of an epoch, which fills packs best", minimum=0
+    )
+    max_views_per_pack: int | None = flag(
+        None, "Image views in one pack, beside its --seq-length tokens", minimum=1
+    )
+    balance_packs: int = flag(
+        128,
+        "Packs are put in runs of so many that cost about the same, so that data-parallel ranks "
+        "(a number that divides it) wait little for each other; 0 leaves them as they are",
+        minimum=0,
+    )

@@ -1,11 +1,7 @@
-"""Which samples share a sequence: the packing plan of an epoch.
+"""The packing plan of an epoch: which samples share a pack, and the order of the packs.
 
-Samples are shuffled, cut into windows, and each window is packed by first-fit: long samples first
-in decreasing order, which is what fills packs well, then the short ones as they come. Were the
-short ones sorted too, a pack would hold samples of one length, and often of one kind: losses of
-neighbouring steps were seen to differ by a factor of fifty. Then the packs are shuffled. Windows
-keep the work linear and cost about one partly filled pack each. No sample is dropped for not
-fitting well.
+`pack_samples` deals the samples. Where packs are balanced, neighbours cost about the same: data
+parallel ranks take neighbouring packs at the same time and wait for the dearest of them.
 """
 
 from dataclasses import dataclass
@@ -13,12 +9,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.pack_samples import one_hash, pack_samples, permutation
 from megatron_llava.data.row_plan import IMAGE, NoLayoutError
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.store import Store
 
-_SHORT = 8
-"""A sample is short if a pack holds this many of its length."""
+_RUNS_OF_A_BLOCK = 64
+_RUN_STREAM = (1 << 64) - 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """Packs are put in runs of `group` that cost about the same.
+
+    The cost of a pack is row * (its rows) + attended * (the sum of its samples' squared rows) +
+    view * (its views): integers, so that every machine finds the same.
+
+    Attributes:
+        group: packs of a run; runs begin at multiples of it, counted from the first epoch's first
+            pack. Data-parallel sizes that divide it are balanced.
+        row, attended, view: what one costs.
+    """
+
+    group: int
+    row: int
+    attended: int
+    view: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +63,9 @@ class PackingPlan:
         return float(self.pack_rows.sum()) / (capacity * len(self))
 
 
-def sample_lengths(store: Store, settings: ImageSettings) -> np.ndarray:
-    """int64 [n]: positions of each sample, its text tokens and the visual tokens of its images.
+def sample_sizes(store: Store, settings: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] twice: positions of each sample, its text tokens and the visual tokens of its
+    images; and the views of its images.
 
     Raises:
         ValueError: an image that the settings leave no token of; names the sample.
@@ -64,17 +81,24 @@ def sample_lengths(store: Store, settings: ImageSettings) -> np.ndarray:
     visuals[:, 4] = np.arange(len(visuals)) > store.image_offsets[sample_of_image]
     unique, first, inverse = np.unique(visuals, axis=0, return_index=True, return_inverse=True)
     try:
-        counts, _ = row_planner().count(unique, settings)
+        tokens, views = row_planner().count(unique, settings)
     except NoLayoutError as error:
         sample = sample_of_image[first[error.visual]]
         raise ValueError(f"store {store.prefix}: sample {sample}: {error}") from error
-    lengths = store.text_lengths.copy()
-    np.add.at(lengths, sample_of_image, counts[inverse.reshape(-1)])
-    return lengths
+    lengths, of_sample = store.text_lengths.copy(), np.zeros(len(store), dtype=np.int64)
+    np.add.at(lengths, sample_of_image, tokens[inverse.reshape(-1)])
+    np.add.at(of_sample, sample_of_image, views[inverse.reshape(-1)])
+    return lengths, of_sample
 
 
 def fitting_samples(
-    lengths: np.ndarray, capacity: int, *, name: str, max_bad_records: int = 0
+    lengths: np.ndarray,
+    capacity: int,
+    *,
+    name: str,
+    max_bad_records: int = 0,
+    views: np.ndarray | None = None,
+    max_views: int | None = None,
 ) -> np.ndarray:
     """int64 ids of the samples that fit into a pack.
 
@@ -82,26 +106,60 @@ def fitting_samples(
         lengths: int64 [n], positions of each sample.
         capacity: positions in a pack, `--seq-length`.
         name: the store, for the message.
-        max_bad_records: how many too long samples may be left out.
+        max_bad_records: how many samples that do not fit may be left out.
+        views, max_views: int64 [n], views of each sample, and of a pack, `--max-views-per-pack`.
 
     Raises:
-        ValueError: more samples than that are too long, or none is left.
+        ValueError: more samples than that do not fit, or none is left.
     """
-    too_long = np.flatnonzero(lengths > capacity)
-    if len(too_long) > max_bad_records:
-        raise ValueError(
-            f"store {name}: sample {too_long[0]} has {lengths[too_long[0]]} positions, more than "
-            f"--seq-length {capacity} ({len(too_long)} of {len(lengths)} samples have, the longest "
-            f"has {lengths.max()}): raise --seq-length, lower the image resolution, or leave them "
-            f"out with --max-bad-records {len(too_long)}"
-        )
-    if len(too_long) == len(lengths):
+    fits = lengths <= capacity
+    if views is not None and max_views is not None:
+        fits &= views <= max_views
+    unfit = np.flatnonzero(~fits)
+    if len(unfit) > max_bad_records:
+        raise ValueError(_unfit(lengths, capacity, name, unfit, views, max_views))
+    if len(unfit) == len(lengths):
         raise ValueError(f"store {name}: no sample fits into --seq-length {capacity}")
-    return np.flatnonzero(lengths <= capacity)
+    return np.flatnonzero(fits)
+
+
+def _unfit(
+    lengths: np.ndarray,
+    capacity: int,
+    name: str,
+    unfit: np.ndarray,
+    views: np.ndarray | None,
+    max_views: int | None,
+) -> str:
+    first = unfit[0]
+    if lengths[first] <= capacity:
+        assert views is not None
+        return (
+            f"store {name}: sample {first} has {views[first]} views, more than "
+            f"--max-views-per-pack {max_views} ({len(unfit)} of {len(lengths)} samples do not fit "
+            "into a pack): raise it, lower the image resolution, or leave them out with "
+            f"--max-bad-records {len(unfit)}"
+        )
+    return (
+        f"store {name}: sample {first} has {lengths[first]} positions, more than --seq-length "
+        f"{capacity} ({len(unfit)} of {len(lengths)} samples have, the longest has "
+        f"{lengths.max()}): raise --seq-length, lower the image resolution, or leave them out with "
+        f"--max-bad-records {len(unfit)}"
+    )
 
 
 def plan_epoch(
-    lengths: np.ndarray, capacity: int, *, seed: int, epoch: int, window: int, shuffle: bool = True
+    lengths: np.ndarray,
+    capacity: int,
+    *,
+    seed: int,
+    epoch: int,
+    window: int = 0,
+    shuffle: bool = True,
+    views: np.ndarray | None = None,
+    max_views: int | None = None,
+    balance: Balance | None = None,
+    first_pack: int = 0,
 ) -> PackingPlan:
     """Pack every sample once.
 
@@ -109,48 +167,65 @@ def plan_epoch(
         lengths: int64 [n] > 0, positions of each sample, none above `capacity`.
         capacity: positions in a pack.
         seed, epoch: decide the order; the same pair gives the same plan on every machine.
-        window: samples packed together.
-        shuffle: off, samples are packed window by window in their own order and packs stay as made.
+        window: samples packed together; 0 for all.
+        shuffle: off, samples are taken in their own order and packs stay as made.
+        views, max_views: int64 [n], views of each sample, and most of a pack; None for no bound.
+        balance: how packs are ordered by cost; None for not. Views count only where given.
+        first_pack: number of the epoch's first pack in the run.
     """
     assert len(lengths) > 0 and lengths.min() > 0 and lengths.max() <= capacity
-    generator = np.random.PCG64([seed, epoch])
-    order = _permutation(generator, len(lengths)) if shuffle else np.arange(len(lengths))
-    bins = np.empty(len(lengths), dtype=np.int64)
-    sample_ids = np.empty(len(lengths), dtype=np.int64)
-    num_packs = 0
-    for start in range(0, len(lengths), window):
-        ids = order[start : start + window]
-        long = np.where(lengths[ids] * _SHORT > capacity, lengths[ids], 0)
-        ids = ids[np.argsort(-long, kind="stable")]
-        local = _first_fit(lengths[ids], capacity)
-        by_pack = np.argsort(local, kind="stable")
-        sample_ids[start : start + window] = ids[by_pack]
-        bins[start : start + window] = local[by_pack] + num_packs
-        num_packs += int(local.max()) + 1
-    # Packs are consecutive runs of equal bin numbers here, whatever their order becomes.
-    offsets = np.searchsorted(bins, np.arange(num_packs + 1))
-    rows = np.add.reduceat(lengths[sample_ids], offsets[:-1])
-    plan = PackingPlan(pack_offsets=offsets, sample_ids=sample_ids, pack_rows=rows)
-    return _reorder(plan, _permutation(generator, num_packs)) if shuffle else plan
+    stream = one_hash(seed % (1 << 64), epoch)
+    bounded = max_views is not None and views is not None
+    packs = pack_samples(
+        lengths,
+        capacity,
+        seed=stream,
+        window=window,
+        shuffle=shuffle,
+        views=views if bounded else None,
+        max_views=max_views or 0,
+    )
+    taken = lengths[packs.sample_ids]
+    starts = packs.offsets[:-1]
+    rows = np.add.reduceat(taken, starts)
+    plan = PackingPlan(pack_offsets=packs.offsets, sample_ids=packs.sample_ids, pack_rows=rows)
+    if balance is None:
+        return plan
+    costs = balance.row * rows + balance.attended * np.add.reduceat(taken * taken, starts)
+    if views is not None:
+        costs += balance.view * np.add.reduceat(views[packs.sample_ids], starts)
+    order = balanced_order(costs, balance.group, first_pack, one_hash(stream, _RUN_STREAM))
+    return _reorder(plan, order)
 
 
-def _permutation(generator: np.random.PCG64, count: int) -> np.ndarray:
-    # numpy keeps the raw bits of a generator the same in every version, not its permutations.
-    return np.argsort(generator.random_raw(count), kind="stable")
+def balanced_order(costs: np.ndarray, group: int, first_pack: int, seed: int) -> np.ndarray:
+    """int64 [m]: packs in runs of about equal cost, the runs shuffled.
+
+    Packs are sorted by cost within blocks of 64 runs, not all of them together: what a run holds
+    stays a draw from the whole store but for its cost. Packs before the first and behind the last
+    whole run stay where they are.
+    """
+    head = -first_pack % group
+    runs = max(len(costs) - head, 0) // group
+    order = np.arange(len(costs))
+    if runs < 2:
+        return order
+    for first in range(0, runs, _RUNS_OF_A_BLOCK):
+        count = min(_RUNS_OF_A_BLOCK, runs - first)
+        begin = head + first * group
+        part = order[begin : begin + count * group]
+        by_cost = part[np.argsort(costs[part], kind="stable")].reshape(count, group)
+        shuffled = permutation(one_hash(seed, first), count)
+        order[begin : begin + count * group] = by_cost[shuffled].reshape(-1)
+    return order
 
 
-def _first_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """int64 [n]: the bin of each item, the first of those opened so far with room for it."""
-    room = np.full(len(lengths), capacity, dtype=np.int64)
-    bins = np.empty(len(lengths), dtype=np.int64)
-    opened = 0
-    for item, length in enumerate(lengths.tolist()):
-        # The bin after the last opened one is empty, so argmax always finds one.
-        target = int((room[: opened + 1] >= length).argmax())
-        room[target] -= length
-        bins[item] = target
-        opened += target == opened
-    return bins
+def wait_fraction(costs: np.ndarray, data_parallel_size: int) -> float:
+    """Share of the ranks' time that is waiting, where each takes one pack at a time, 0 to 1."""
+    steps = len(costs) // data_parallel_size
+    together = costs[: steps * data_parallel_size].reshape(steps, data_parallel_size)
+    longest = together.max(axis=1).sum() * data_parallel_size
+    return float(1 - together.sum() / longest)
 
 
 def _reorder(plan: PackingPlan, order: np.ndarray) -> PackingPlan:

@@ -6,26 +6,28 @@ import json
 import os
 import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from megatron_llava.data.packing import PackingPlan, plan_epoch
+from megatron_llava.data.packing import Balance, PackingPlan, plan_epoch
 
 # Raise it with every change to plan_epoch that changes a plan.
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 
 def cached_plan(
     lengths: np.ndarray,
     capacity: int,
     *,
-    seed: int,
-    epoch: int,
-    window: int,
     store_fingerprint: str,
     cache_path: Path,
     name: str,
+    views: np.ndarray | None = None,
+    balance: Balance | None = None,
+    **how: int | None,
 ) -> PackingPlan:
     """`plan_epoch`, read from `cache_path` where it was made before, else made and kept there.
 
@@ -33,22 +35,32 @@ def cached_plan(
     none waits for another. A file that cannot be read, or holds another plan, is replaced.
 
     Args:
-        lengths: int64 [n]; with the store's fingerprint they stand for all that precedes packing.
+        lengths, views: int64 [n]; with the store's fingerprint they stand for all that precedes
+            packing.
         store_fingerprint: `Store.fingerprint`.
         cache_path: directory of the plans, made if needed.
         name: start of the file's name.
+        balance, how: the other arguments of `plan_epoch`.
 
     Raises:
         ValueError: the directory cannot be written; names --data-cache-path.
     """
-    key = hashlib.sha256(
-        json.dumps([PLAN_VERSION, store_fingerprint, capacity, seed, epoch, window]).encode()
-        + lengths.tobytes()
-    ).hexdigest()
+    settings = [
+        PLAN_VERSION,
+        store_fingerprint,
+        capacity,
+        None if balance is None else asdict(balance),
+        sorted(how.items()),
+    ]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for array in (lengths, views):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
+    key = digest.hexdigest()
     path = cache_path / f"{name}_plan_{key[:16]}.npz"
     plan = _read(path, key, len(lengths))
     if plan is None:
-        plan = plan_epoch(lengths, capacity, seed=seed, epoch=epoch, window=window)
+        options: dict[str, Any] = {**how, "views": views, "balance": balance}
+        plan = plan_epoch(lengths, capacity, **options)
         # A disk that fills up meanwhile costs a plan made anew, seconds, and nothing else.
         with contextlib.suppress(OSError):
             _write(path, key, plan)

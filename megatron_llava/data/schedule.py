@@ -13,7 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.packing import PackingPlan, fitting_samples, plan_epoch, sample_lengths
+from megatron_llava.data.packing import (
+    Balance,
+    PackingPlan,
+    fitting_samples,
+    plan_epoch,
+    sample_sizes,
+)
 from megatron_llava.data.plan_cache import PLAN_VERSION, cached_plan
 from megatron_llava.data.store import Store
 
@@ -44,17 +50,27 @@ class _Fitting:
     """The samples of a store that fit, and what identifies them."""
 
     def __init__(
-        self, store: Store, settings: ImageSettings, capacity: int, max_bad_records: int
+        self,
+        store: Store,
+        settings: ImageSettings,
+        capacity: int,
+        max_bad_records: int,
+        max_views: int | None,
     ) -> None:
-        lengths = sample_lengths(store, settings)
+        lengths, views = sample_sizes(store, settings)
         self.ids = fitting_samples(
-            lengths, capacity, name=str(store.prefix), max_bad_records=max_bad_records
+            lengths,
+            capacity,
+            name=str(store.prefix),
+            max_bad_records=max_bad_records,
+            views=views,
+            max_views=max_views,
         )
-        self.lengths = lengths[self.ids]
+        self.lengths, self.views = lengths[self.ids], views[self.ids]
         self.num_dropped = len(lengths) - len(self.ids)
         self.longest = int(self.lengths.max())
         self.store_fingerprint = store.fingerprint
-        self.key = [PLAN_VERSION, store.fingerprint, asdict(settings), capacity]
+        self.key = [PLAN_VERSION, store.fingerprint, asdict(settings), capacity, max_views]
 
     def rows(self, plan: PackingPlan, number: int, multiple: int) -> int:
         """Positions of a pack of a plan, each sample lengthened to a multiple."""
@@ -74,12 +90,14 @@ class TrainingSchedule:
         settings: image settings, which decide the length of a sample.
         capacity: positions in a pack.
         seed: decides the order, together with the epoch's number.
-        window: samples packed together.
-        max_bad_records: how many samples longer than `capacity` may be left out.
+        window: samples packed together; 0 for all of an epoch.
+        max_bad_records: how many samples that do not fit into a pack may be left out.
+        max_views: views of a pack; None for no bound.
+        balance: how packs are ordered by cost; None for not.
         cache_path: directory for plans; beside the store by default.
 
     Raises:
-        ValueError: see `sample_lengths`, `fitting_samples` and `cached_plan`.
+        ValueError: see `sample_sizes`, `fitting_samples` and `cached_plan`.
     """
 
     num_packs: int | None = None
@@ -91,15 +109,19 @@ class TrainingSchedule:
         capacity: int,
         *,
         seed: int,
-        window: int = 4096,
+        window: int = 0,
         max_bad_records: int = 0,
+        max_views: int | None = None,
+        balance: Balance | None = None,
         cache_path: str | Path | None = None,
     ) -> None:
-        self._samples = _Fitting(store, settings, capacity, max_bad_records)
+        self._samples = _Fitting(store, settings, capacity, max_bad_records, max_views)
         self.num_dropped = self._samples.num_dropped
         self.longest_sample = self._samples.longest
-        self.fingerprint = self._samples.fingerprint(seed, window)
-        self._capacity, self._seed, self._window = capacity, seed, window
+        ordered = None if balance is None else asdict(balance)
+        self.fingerprint = self._samples.fingerprint(seed, window, ordered)
+        self._capacity, self._balance = capacity, balance
+        self._how = {"seed": seed, "window": window, "max_views": max_views}
         self._cache_path = Path(cache_path) if cache_path is not None else store.prefix.parent
         self._name = store.prefix.name
         self._plans: OrderedDict[int, PackingPlan] = OrderedDict()
@@ -111,9 +133,12 @@ class TrainingSchedule:
             self._plans[epoch] = cached_plan(
                 self._samples.lengths,
                 self._capacity,
-                seed=self._seed,
+                views=self._samples.views,
+                balance=self._balance,
                 epoch=epoch,
-                window=self._window,
+                # Runs of equal cost go on from one epoch to the next.
+                first_pack=self._first_pack(epoch) if self._balance else 0,
+                **self._how,
                 store_fingerprint=self._samples.store_fingerprint,
                 cache_path=self._cache_path,
                 name=self._name,
@@ -123,12 +148,18 @@ class TrainingSchedule:
         self._plans.move_to_end(epoch)
         return self._plans[epoch]
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """(epoch, pack in that epoch) of a pack."""
+    def _first_pack(self, epoch: int) -> int:
+        """Number of an epoch's first pack in the run."""
         # An epoch's number of packs is known from its plan only; they differ by a few.
-        while index >= self._epoch_starts[-1]:
+        while len(self._epoch_starts) <= epoch:
             last = len(self._epoch_starts) - 1
             self._epoch_starts.append(self._epoch_starts[last] + len(self.plan(last)))
+        return self._epoch_starts[epoch]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(epoch, pack in that epoch) of a pack."""
+        while index >= self._epoch_starts[-1]:
+            self._first_pack(len(self._epoch_starts))
         epoch = int(np.searchsorted(self._epoch_starts, index, side="right")) - 1
         return epoch, index - self._epoch_starts[epoch]
 
@@ -147,7 +178,7 @@ class EvaluationSchedule:
     Args:
         packs_per_step: data parallel size times microbatches; empty packs fill up the last step, so
             that all ranks take the same number.
-        store, settings, capacity, window, max_bad_records: as for `TrainingSchedule`.
+        store, settings, capacity, window, max_bad_records, max_views: as for `TrainingSchedule`.
 
     Raises:
         ValueError: as for `TrainingSchedule`.
@@ -162,13 +193,21 @@ class EvaluationSchedule:
         packs_per_step: int,
         window: int = 4096,
         max_bad_records: int = 0,
+        max_views: int | None = None,
     ) -> None:
-        self._samples = _Fitting(store, settings, capacity, max_bad_records)
+        self._samples = _Fitting(store, settings, capacity, max_bad_records, max_views)
         self.num_dropped = self._samples.num_dropped
         self.longest_sample = self._samples.longest
         self.fingerprint = self._samples.fingerprint(window)
         self._plan = plan_epoch(
-            self._samples.lengths, capacity, seed=0, epoch=0, window=window, shuffle=False
+            self._samples.lengths,
+            capacity,
+            seed=0,
+            epoch=0,
+            window=window,
+            shuffle=False,
+            views=self._samples.views,
+            max_views=max_views,
         )
         self.num_packs: int | None = -(-len(self._plan) // packs_per_step) * packs_per_step
 

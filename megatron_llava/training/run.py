@@ -17,6 +17,7 @@ from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
+from megatron_llava.parallel.pack_cost import pack_balance
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
 from megatron_llava.platform.stop_signal import StopSignal
@@ -182,6 +183,8 @@ def _training_schedule(
         seed=config.training.seed,
         window=data.packing_window,
         max_bad_records=data.max_bad_records,
+        max_views=data.max_views_per_pack,
+        balance=pack_balance(config),
         cache_path=data.data_cache_path,
     )
 
@@ -201,6 +204,7 @@ def _validation(
         packs_per_step=num_microbatches * config.data_parallel_size(dist.get_world_size()),
         window=data.packing_window,
         max_bad_records=data.max_bad_records,
+        max_views=data.max_views_per_pack,
     )
     _check_positions(config, schedule, store)
     return lambda: BatchSource(

@@ -16,7 +16,7 @@ import torch
 from megatron_llava.data.collate import collate
 from megatron_llava.data.loader import PackedDataLoader
 from megatron_llava.data.packed_batch import PackedBatch
-from megatron_llava.data.packing import sample_lengths
+from megatron_llava.data.packing import sample_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
 from megatron_llava.data.store import Store
 
@@ -134,7 +134,7 @@ def runs(pid):
 
 def test_every_epoch_has_every_sample_once(schedule, store, image_settings):
     made = schedule()
-    lengths = sample_lengths(store, image_settings)
+    lengths, _ = sample_sizes(store, image_settings)
     first, second = len(made.plan(0)), len(made.plan(1))
     assert first > 3
     for packs in (range(first), range(first, first + second)):
@@ -249,7 +249,7 @@ def test_a_bad_image_is_one_line(store_prefix, image_settings, tmp_path, workers
 
 
 def test_too_long_samples_are_dropped_up_to_a_limit(store, image_settings, tmp_path):
-    lengths = sample_lengths(store, image_settings)
+    lengths, _ = sample_sizes(store, image_settings)
     capacity = int(np.sort(lengths)[-3])
     too_long = np.flatnonzero(lengths > capacity)
     assert len(too_long) > 0

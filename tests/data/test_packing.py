@@ -5,26 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_llava.data.packing import fitting_samples, plan_epoch, sample_lengths
+from megatron_llava.data.packing import (
+    Balance,
+    balanced_order,
+    fitting_samples,
+    plan_epoch,
+    sample_sizes,
+    wait_fraction,
+)
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
-from megatron_llava.vision.token_layout import number_of_tokens
-
-
-def first_fit_long_ones_first(lengths, capacity):
-    """The textbook loop: sample ids of each pack."""
-    packs, room = [], []
-    is_long = [8 * length > capacity for length in lengths]
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i] * is_long[i])
-    for index in order:
-        fitting = [pack for pack, left in enumerate(room) if left >= lengths[index]]
-        if not fitting:
-            fitting = [len(packs)]
-            packs.append([])
-            room.append(capacity)
-        number = fitting[0]
-        packs[number].append(index)
-        room[number] -= lengths[index]
-    return packs
+from megatron_llava.vision.token_layout import number_of_tokens, number_of_views
 
 
 @given(
@@ -32,7 +22,7 @@ def first_fit_long_ones_first(lengths, capacity):
     spare=st.integers(0, 60),
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 5),
-    window=st.integers(1, 70),
+    window=st.integers(0, 70),
     shuffle=st.booleans(),
 )
 def test_every_sample_once_and_no_pack_too_full(lengths, spare, seed, epoch, window, shuffle):
@@ -51,18 +41,9 @@ def test_every_sample_once_and_no_pack_too_full(lengths, spare, seed, epoch, win
     np.testing.assert_array_equal(again.pack_offsets, plan.pack_offsets)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(50, 120))
-def test_first_fit_of_one_window(lengths, capacity):
-    plan = plan_epoch(
-        np.array(lengths, np.int64), capacity, seed=0, epoch=0, window=100, shuffle=False
-    )
-    packs = [plan.pack(number).tolist() for number in range(len(plan))]
-    assert packs == first_fit_long_ones_first(lengths, capacity)
-
-
 def test_short_samples_of_all_lengths_share_a_pack():
     lengths = np.repeat(np.array([10, 20, 30], np.int64), 400)
-    plan = plan_epoch(lengths, 600, seed=0, epoch=0, window=4096)
+    plan = plan_epoch(lengths, 600, seed=0, epoch=0, window=0)
     assert all(len(set(lengths[plan.pack(number)])) == 3 for number in range(len(plan) - 1))
     assert plan.fill_fraction(600) > 0.98
 
@@ -82,11 +63,14 @@ def test_seed_and_epoch_change_the_order():
     assert len({tuple(plan) for plan in plans}) == 4
 
 
+PLAN_OF_SEED_7 = [[4], [3, 5], [1, 2], [0]]
+
+
 def test_plan_is_the_same_everywhere():
     """A resumed run may meet another numpy: what a seed means is part of the format."""
     plan = plan_epoch(np.array([5, 3, 4, 2, 6, 1], np.int64), 7, seed=7, epoch=3, window=4)
     packs = [plan.pack(number).tolist() for number in range(len(plan))]
-    assert packs == [[2, 3], [0], [1], [4, 5]]
+    assert packs == PLAN_OF_SEED_7
 
 
 def test_packs_are_not_in_order_of_length():
@@ -98,9 +82,9 @@ def test_packs_are_not_in_order_of_length():
     assert plan.fill_fraction(400) > 0.98
 
 
-def test_lengths_are_text_and_visual_tokens(store, image_settings):
-    lengths = sample_lengths(store, image_settings)
-    assert lengths.dtype == np.int64
+def test_sizes_are_tokens_and_views(store, image_settings):
+    lengths, views = sample_sizes(store, image_settings)
+    assert lengths.dtype == views.dtype == np.int64
     for index in range(len(store)):
         sample = store.load(index, with_images=False)
         single = len(sample.image_sizes) > 1
@@ -109,6 +93,9 @@ def test_lengths_are_text_and_visual_tokens(store, image_settings):
             for size in sample.image_sizes
         )
         assert lengths[index] == expected
+        assert views[index] == sum(
+            number_of_views(size, image_settings, single_view=single) for size in sample.image_sizes
+        )
     assert len(set(lengths.tolist())) > 10
 
 
@@ -122,10 +109,67 @@ def test_image_without_tokens_names_its_sample(store, image_settings):
         image_aspect_ratio="anyres_max_1",
     )
     with pytest.raises(ValueError) as error:
-        sample_lengths(store, settings)
+        sample_sizes(store, settings)
     message = str(error.value)
     assert message.startswith(f"store {store.prefix}: sample ") and "\n" not in message
     assert "too thin" in message
+
+
+def log_normal_lengths(count, capacity, sigma=0.7):
+    drawn = np.exp(np.random.default_rng(0).normal(7.0, sigma, count))
+    return np.clip(drawn.astype(np.int64), 1, capacity)
+
+
+def test_packs_are_nearly_full_without_windows():
+    lengths = log_normal_lengths(50_000, 8192)
+    assert plan_epoch(lengths, 8192, seed=0, epoch=0).fill_fraction(8192) > 0.9995
+    assert plan_epoch(lengths, 8192, seed=0, epoch=0, window=1024).fill_fraction(8192) > 0.99
+
+
+def test_views_are_bounded():
+    lengths = log_normal_lengths(5000, 8192)
+    views = np.minimum(lengths // 576, 12)
+    plan = plan_epoch(lengths, 8192, seed=0, epoch=0, views=views, max_views=12)
+    of_pack = np.add.reduceat(views[plan.sample_ids], plan.pack_offsets[:-1])
+    assert of_pack.max() == 12 and sorted(plan.sample_ids.tolist()) == list(range(5000))
+    with pytest.raises(ValueError, match="sample 1 has 3 views, more than --max-views-per-pack 2"):
+        fitting_samples(np.full(3, 5), 9, name="s", views=np.array([1, 3, 2]), max_views=2)
+
+
+def test_balanced_packs_are_the_same_packs():
+    lengths = log_normal_lengths(20_000, 8192, sigma=1.0)
+    views = lengths // 576
+    balance = Balance(group=16, row=1000, attended=1, view=10_000)
+    options = {"seed": 3, "epoch": 1, "views": views}
+    plain = plan_epoch(lengths, 8192, **options)
+    plan = plan_epoch(lengths, 8192, **options, balance=balance, first_pack=5)
+
+    def packs(plan):
+        return [plan.pack(number).tolist() for number in range(len(plan))]
+
+    def costs(plan):
+        found = []
+        for number in range(len(plan)):
+            ids = plan.pack(number)
+            rows = lengths[ids]
+            found.append(1000 * rows.sum() + (rows * rows).sum() + 10_000 * views[ids].sum())
+        return np.array(found)
+
+    assert sorted(packs(plan)) == sorted(packs(plain)) and packs(plan) != packs(plain)
+    np.testing.assert_array_equal(plan.pack_rows, [lengths[pack].sum() for pack in packs(plan)])
+    # Runs begin where the run's pack number is a multiple of the group.
+    head = -5 % 16
+    assert wait_fraction(costs(plan)[head:], 16) < wait_fraction(costs(plain)[head:], 16) / 8
+    assert wait_fraction(costs(plan)[head:], 4) < 0.01
+
+
+@given(st.integers(0, 400), st.integers(1, 20), st.integers(0, 50), st.integers(0, 2**60))
+def test_a_balanced_order_keeps_every_pack(count, group, first_pack, seed):
+    costs = np.random.default_rng(seed).integers(0, 1000, count)
+    order = balanced_order(costs, group, first_pack, seed)
+    assert sorted(order.tolist()) == list(range(count))
+    head = -first_pack % group
+    assert order[:head].tolist() == list(range(min(head, count)))
 
 
 def test_too_long_samples():

@@ -1,9 +1,11 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from megatron_llava.data import plan_cache
+from megatron_llava.data.packing import Balance
 from megatron_llava.data.plan_cache import cached_plan
 
 LENGTHS = np.arange(1, 51, dtype=np.int64)
@@ -45,9 +47,15 @@ def test_whatever_a_plan_depends_on_makes_another(tmp_path, made):
     plan(capacity=61)
     plan(store_fingerprint="g")
     plan(lengths=LENGTHS[::-1].copy())
-    assert len(made) == len(list(tmp_path.iterdir())) == 7
+    plan(views=LENGTHS // 5)
+    plan(views=LENGTHS // 5, max_views=20)
+    balance = Balance(group=4, row=1, attended=0, view=1)
+    plan(balance=balance)
+    plan(balance=replace(balance, view=2))
+    plan(balance=balance, first_pack=1)
+    assert len(made) == len(list(tmp_path.iterdir())) == 12
     plan()
-    assert len(made) == 7
+    assert len(made) == 12
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "changed", "text", "other plan"])
