@@ -7,6 +7,9 @@ from distributed_jobs import preprocess_records
 from distributed_layouts import Layout, distributed
 from PIL import Image
 
+# Several images of a sample fit into a pack as padded views; tiles of each would not.
+VIEWS = ("--multi-image-views=one_padded",)
+
 
 @pytest.fixture(scope="module")
 def store(pool, setup, tmp_path_factory):
@@ -42,8 +45,8 @@ def test_steps_and_held_out_losses_are_those_of_one_rank(pool, setup, store, lay
     """Two of three samples have no label, so many packs of one sample have none."""
     flags = [f"--data-path={store}", f"--valid-data-path={store}", "--packing-window=1"]
     flags += ["--eval-interval=2", "--eval-iters=3", f"--loss-reduction={reduction}"]
-    expected = pool.run(train_with_few_labels, setup.arguments(*flags))[0]
-    arguments = setup.arguments(*flags, *layout.flags, "--num-workers=2")
+    expected = pool.run(train_with_few_labels, setup.arguments(*VIEWS, *flags))[0]
+    arguments = setup.arguments(*VIEWS, *flags, *layout.flags, "--num-workers=2")
     found = pool.run(train_with_few_labels, arguments, world_size=layout.world_size)[0]
     for step, reference in zip(found["steps"], expected["steps"], strict=True):
         for name in ("lm loss", "grad norm"):
