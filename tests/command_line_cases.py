@@ -10,7 +10,7 @@ from tiny_checkpoints import tiny_llava_next
 from tiny_model import png, tiny_config
 
 from megatron_llava.config.model_yaml import model_to_yaml
-from megatron_llava.text.templates import get_template
+from megatron_llava.text.known_templates import get_template
 
 ROOT = Path(__file__).parent.parent
 TRAIN = "megatron_llava.train"
@@ -225,6 +225,7 @@ def usages(folder: Path) -> dict[str, Case]:
     valid = {case.program: case.arguments for case in one_run(folder).values()}
     parts = ["--language-model", "a", "--vision-tower", "b", "--save", "c"]
     valid[TOOLS["merge_checkpoint"]] = parts
+    valid[TOOLS["merge_data"]] = ["--output-prefix", "a", "--shards", "b"]
     for name, path in TOOLS.items():
         made[f"{name} --help"] = Case(path, ["--help"], [], 0)
         # What the run does not use compares two layouts; their common flags come last.

@@ -49,7 +49,7 @@ def compare(arguments: argparse.Namespace) -> None:
     from megatron_llava.inference.load import load_model
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.parallel.groups import initialize_groups
-    from megatron_llava.text.templates import get_template
+    from megatron_llava.text.known_templates import get_template
     from megatron_llava.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(arguments.load) / "hf")

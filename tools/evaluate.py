@@ -61,7 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.inference.scorers import accuracy_by_kind, exact_match
     from megatron_llava.parallel.groups import initialize_groups
-    from megatron_llava.text.templates import get_template
+    from megatron_llava.text.known_templates import get_template
     from megatron_llava.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.tokenizer_model or Path(arguments.load) / "hf")

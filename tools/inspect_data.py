@@ -9,7 +9,7 @@ import sys
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.describe import describe_sample
-from megatron_llava.data.store import Store
+from megatron_llava.data.merged_store import open_store
 from megatron_llava.text.tokenizer import TOKENIZER_TYPES, load_tokenizer
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
@@ -54,7 +54,7 @@ def image_settings(arguments: argparse.Namespace) -> ImageSettings:
 def main() -> None:
     arguments = parse_arguments()
     try:
-        store = Store(arguments.data_path)
+        store = open_store(arguments.data_path)
         if arguments.verify_checksums:
             store.verify_checksums()
         tokenizer = load_tokenizer(arguments.tokenizer_model, arguments.tokenizer_type)

@@ -11,8 +11,16 @@ from pathlib import Path
 
 from megatron_llava.data.preprocess import PreprocessSettings, preprocess
 from megatron_llava.platform.device import silence_core_warnings
-from megatron_llava.text.templates import TEMPLATES
+from megatron_llava.text.known_templates import TEMPLATES
 from megatron_llava.text.tokenizer import TOKENIZER_TYPES
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no I/N such as 0/8")
+    return int(number), int(count)
 
 
 def parse_arguments() -> PreprocessSettings:
@@ -20,7 +28,12 @@ def parse_arguments() -> PreprocessSettings:
         description="Make a training store of LLaVA records and their images."
     )
     add = parser.add_argument
-    add("--input", type=Path, required=True, help="records: a .json list or .jsonl lines")
+    add(
+        "--input",
+        type=Path,
+        required=True,
+        help="records: a .json list, .jsonl lines, {a,b} in its name, or a .yaml mixture",
+    )
     add("--image-folder", type=Path, required=True, help="image paths are relative to it")
     add("--tokenizer-model", required=True, help="Hugging Face folder or SentencePiece .model")
     add("--tokenizer-type", default="auto", choices=TOKENIZER_TYPES)
@@ -37,6 +50,20 @@ def parse_arguments() -> PreprocessSettings:
     )
     add("--workers", type=int, default=1, help="processes that read and tokenise (default: 1)")
     add("--max-bad-records", type=int, default=0, help="skip up to this many (default: 0)")
+    add(
+        "--label-compat",
+        choices=("none", "llava"),
+        default="none",
+        help="llava: train the headers and special tokens that LLaVA-NeXT trains (default: none)",
+    )
+    add("--seed", type=int, default=0, help="of random choices in a mixture (default: 0)")
+    add(
+        "--shard",
+        type=shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="only share I of N, from 0; tools/merge_data.py makes one store of all",
+    )
     add("--overwrite", action="store_true", help="replace the store at the output prefix")
     return PreprocessSettings(**vars(parser.parse_args()))
 

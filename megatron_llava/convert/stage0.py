@@ -50,7 +50,7 @@ from megatron_llava.convert.tensor_source import CastTensors, stored_bytes
 from megatron_llava.convert.tower_folder import TowerFolder
 from megatron_llava.convert.weights_folder import WeightsFolder
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
-from megatron_llava.text.templates import get_template
+from megatron_llava.text.known_templates import get_template
 from megatron_llava.vision.settings import USUAL_NORMALISATION
 
 

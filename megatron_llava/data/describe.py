@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.tokenizer import Tokenizer
 from megatron_llava.vision.token_layout import number_of_tokens, number_of_views
 
 
-def describe_sample(store: Store, index: int, tokenizer: Tokenizer, settings: ImageSettings) -> str:
+def describe_sample(
+    store: SampleStore, index: int, tokenizer: Tokenizer, settings: ImageSettings
+) -> str:
     """Images, counts and text of a sample; supervised text stands between `[[` and `]]`.
 
     A special token, which has no text, is shown as its id in angle brackets.

@@ -13,7 +13,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import Schedule
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 from megatron_llava.data.workers import begin_worker, started
 
 
@@ -39,7 +39,7 @@ class PackedDataLoader:
 
     def __init__(
         self,
-        store: Store,
+        store: SampleStore,
         settings: ImageSettings,
         schedule: Schedule,
         *,
@@ -137,7 +137,7 @@ class _Packs(Dataset["PackedBatch | str"]):
     """Reads and collates the pack of given sample ids."""
 
     def __init__(
-        self, store: Store, settings: ImageSettings, *, with_pixels: bool, **how: Any
+        self, store: SampleStore, settings: ImageSettings, *, with_pixels: bool, **how: Any
     ) -> None:
         self._store, self._settings = store, settings
         self._with_pixels, self._how = with_pixels, how

@@ -6,7 +6,7 @@ from itertools import pairwise
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.schedule import TrainingSchedule
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 
 _PACKS = 256
 """Enough to know the averages of shuffled packs to about a percent; takes a second or less."""
@@ -31,7 +31,9 @@ class PackSizes:
     """Positions that the output layer computes; one where a pack has none."""
 
 
-def pack_sizes(store: Store, settings: ImageSettings, schedule: TrainingSchedule) -> PackSizes:
+def pack_sizes(
+    store: SampleStore, settings: ImageSettings, schedule: TrainingSchedule
+) -> PackSizes:
     """Sizes of the first packs of the first epoch; no image is read.
 
     The order of packs is random, so the first ones are a fair sample of all of them. They depend on

@@ -12,7 +12,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.pack_samples import one_hash, pack_samples, permutation
 from megatron_llava.data.row_plan import IMAGE, NoLayoutError
 from megatron_llava.data.row_plan_library import row_planner
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 
 _RUNS_OF_A_BLOCK = 64
 _RUN_STREAM = (1 << 64) - 3
@@ -63,7 +63,7 @@ class PackingPlan:
         return float(self.pack_rows.sum()) / (capacity * len(self))
 
 
-def sample_sizes(store: Store, settings: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
+def sample_sizes(store: SampleStore, settings: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
     """int64 [n] twice: positions of each sample, its text tokens and the visual tokens of its
     images; and the views of its images.
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,10 +18,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from megatron_llava.data.records import RecordFile, parse_record
+from megatron_llava.data.mixture import Records, open_records
+from megatron_llava.data.records import parse_record
 from megatron_llava.data.store_files import check_output_prefix
 from megatron_llava.text.conversation import encode_conversation
-from megatron_llava.text.templates import Template, get_template
+from megatron_llava.text.known_templates import get_template
+from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_llava.vision.tiles import image_size
 
@@ -41,10 +43,13 @@ class PreprocessSettings:
     tokenizer_model: str
     tokenizer_type: str = "auto"
     conversation_template: str = "qwen_1_5"
+    label_compat: str = "none"
     output_prefix: Path
     workers: int = 1
     max_bad_records: int = 0
     overwrite: bool = False
+    seed: int = 0
+    shard: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,13 @@ class EncodedRecord:
 
 
 def encode_record(
-    raw: Any, source: str, image_folder: Path, tokenizer: Tokenizer, template: Template
+    raw: Any,
+    source: str,
+    image_folder: Path,
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    llava_labels: bool = False,
 ) -> EncodedRecord:
     """Check and tokenise one raw record, and read its images; every image is decoded in full once.
 
@@ -85,7 +96,14 @@ def encode_record(
         ValueError: one line that starts with `source`.
     """
     record = parse_record(raw, source)
-    encoded = encode_conversation(record.turns, len(record.images), tokenizer, template, source)
+    encoded = encode_conversation(
+        record.turns,
+        len(record.images),
+        tokenizer,
+        template,
+        source,
+        llava_labels=llava_labels,
+    )
     images, sizes = [], []
     for name in record.images:
         path = image_folder / name
@@ -116,7 +134,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     if not settings.image_folder.is_dir():
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
     tokenizer, template = _load_text(settings)
-    records = RecordFile(settings.input)
+    records = _Shard(open_records(settings.input, settings.seed), *settings.shard)
     # Core takes seconds to import: not before what may end the run at once, and never in a worker.
     from megatron_llava.data.store_writer import StoreWriter
 
@@ -125,7 +143,8 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     writer = StoreWriter(
         settings.output_prefix,
         tokenizer_fingerprint=tokenizer.fingerprint(),
-        conversation_template=settings.conversation_template,
+        conversation_template=settings.conversation_template
+        + (" with llava's labels" if settings.label_compat == "llava" else ""),
         overwrite=settings.overwrite,
     )
     with writer, closing(_encoded(records, settings)) as results:
@@ -149,6 +168,27 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         bad_records=bad,
         seconds=time.monotonic() - started,
     )
+
+
+class _Shard:
+    """Share `number` of `count` of some records: the shares one after the other are all of them."""
+
+    def __init__(self, records: Records, number: int, count: int) -> None:
+        if not 0 <= number < count:
+            raise ValueError(f"--shard {number}/{count}: shards are 0/N to N-1/N")
+        self._records = records
+        self._begin = len(records) * number // count
+        self._end = len(records) * (number + 1) // count
+        if self._begin == self._end:
+            raise ValueError(
+                f"--shard {number}/{count}: none of the {len(records)} records is in it"
+            )
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return islice(iter(self._records), self._begin, self._end)
 
 
 def _too_many_bad(message: str, bad: int, allowed: int) -> str:
@@ -196,13 +236,21 @@ class _ChunkEncoder:
     def __init__(self, settings: PreprocessSettings) -> None:
         self._tokenizer, self._template = _load_text(settings)
         self._image_folder = settings.image_folder
+        self._llava_labels = settings.label_compat == "llava"
 
     def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
         return [self._encode(raw, source) for source, raw in chunk]
 
     def _encode(self, raw: Any, source: str) -> EncodedRecord | str:
         try:
-            return encode_record(raw, source, self._image_folder, self._tokenizer, self._template)
+            return encode_record(
+                raw,
+                source,
+                self._image_folder,
+                self._tokenizer,
+                self._template,
+                llava_labels=self._llava_labels,
+            )
         except ValueError as error:
             return str(error)
 

@@ -21,7 +21,7 @@ from megatron_llava.data.packing import (
     sample_sizes,
 )
 from megatron_llava.data.plan_cache import PLAN_VERSION, cached_plan
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 
 # The packs of one step may lie in two epochs.
 _PLANS_IN_MEMORY = 2
@@ -51,7 +51,7 @@ class _Fitting:
 
     def __init__(
         self,
-        store: Store,
+        store: SampleStore,
         settings: ImageSettings,
         capacity: int,
         max_bad_records: int,
@@ -104,7 +104,7 @@ class TrainingSchedule:
 
     def __init__(
         self,
-        store: Store,
+        store: SampleStore,
         settings: ImageSettings,
         capacity: int,
         *,
@@ -186,7 +186,7 @@ class EvaluationSchedule:
 
     def __init__(
         self,
-        store: Store,
+        store: SampleStore,
         settings: ImageSettings,
         capacity: int,
         *,

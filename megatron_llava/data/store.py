@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -46,6 +46,30 @@ class Sample:
     source: str
 
 
+class SampleStore(Protocol):
+    """What schedules and loaders ask of a store."""
+
+    prefix: Path
+
+    def __len__(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def image_offsets(self) -> np.ndarray: ...
+
+    @property
+    def image_sizes(self) -> np.ndarray: ...
+
+    @property
+    def text_lengths(self) -> np.ndarray: ...
+
+    def check_tokenizer(self, fingerprint: str) -> None: ...
+
+    def load(self, index: int, *, with_images: bool = True) -> Sample: ...
+
+
 class Store:
     """Random access to a finished store; nothing but the index is read until a sample is asked for.
 
@@ -59,7 +83,9 @@ class Store:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = Path(prefix)
-        self.manifest = _read_manifest(manifest_file(prefix))
+        self.manifest = read_manifest(manifest_file(prefix))
+        if "shards" in self.manifest:
+            raise ValueError(f"store {self.prefix}: is a merged store, name one of its shards")
         self._check_file_sizes()
         self._tokens, self._mask, self._images, self._sizes = (
             self._open(piece) for piece in PIECES
@@ -186,7 +212,8 @@ class Store:
         )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store of this version; ValueError where there is none."""
     if not path.is_file():
         raise ValueError(f"{path}: no such store, make it with tools/preprocess_data.py")
     try:

@@ -70,7 +70,13 @@ def turns_from_record(conversations: Any, source: str) -> list[Turn]:
 
 
 def encode_conversation(
-    turns: Sequence[Turn], num_images: int, tokenizer: Tokenizer, template: Template, source: str
+    turns: Sequence[Turn],
+    num_images: int,
+    tokenizer: Tokenizer,
+    template: Template,
+    source: str,
+    *,
+    llava_labels: bool = False,
 ) -> Encoded:
     """Token ids and label mask of one training conversation.
 
@@ -79,6 +85,7 @@ def encode_conversation(
             in alternation. A leading gpt turn is dropped, as in LLaVA.
         num_images: images of the record; must equal the `<image>` placeholders in the kept turns.
         source: names the record in errors, such as "train.jsonl:17".
+        llava_labels: supervise what LLaVA-NeXT supervises; see templates.py.
 
     Raises:
         ValueError: one line naming `source`, for turns or placeholders that break these rules.
@@ -86,7 +93,13 @@ def encode_conversation(
     system, dialogue = _check_turns(turns, num_images, template, source)
     if not any(turn.role == "gpt" for turn in dialogue):
         raise ValueError(f"{source}: the conversation has no answer (gpt turn) to train on")
-    return _encode_segments(template.segments(dialogue, system), tokenizer, template)
+    segments = template.segments(dialogue, system, llava_labels=llava_labels)
+    encoded = _encode_segments(segments, tokenizer, template)
+    if llava_labels:
+        for token in template.llava_tokens:
+            (token_id,) = tokenizer.encode(token)
+            encoded.label_mask[encoded.token_ids == token_id] = 1
+    return encoded
 
 
 def encode_prompt(
@@ -178,7 +191,7 @@ def _encode_segments(
                 piece_ids = _encode_after(before, piece, tokenizer)
                 ids.extend(piece_ids)
                 mask.extend([int(segment.supervised)] * len(piece_ids))
-                before = template.answer_end if segment.supervised else template.answer_header
+                before = segment.end
     return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=np.uint8))
 
 

@@ -7,13 +7,16 @@ Supervised is the assistant's answer and what ends it:
 
     plain               answer + "\\n"
     v1, llava_v1        " " + answer + "</s>"   (the space belongs to the answer's first token)
+    llava_llama_2       " " + answer + " </s>"
+    chatml_direct, mpt  answer + "<|im_end|>"
     qwen_1_5, qwen_2    answer + "<|im_end|>\\n"
     llava_llama_3       answer + "<|eot_id|>"
 
 LLaVA-NeXT trains a little more. qwen: also the header "<|im_start|>assistant\\n", and every "\\n",
 <|im_start|> and <|im_end|> wherever it stands, in system and user turns too. llama_3: also the
 header, and every <|begin_of_text|>, <|start_header_id|>, <|end_header_id|> and <|eot_id|>. These
-tokens are fixed or come from the user, so they are not labels here. plain and v1 are the same.
+tokens are fixed or come from the user, so they are labels only where `llava_labels` are asked for.
+The other templates are the same.
 """
 
 from __future__ import annotations
@@ -35,10 +38,14 @@ class Turn(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of rendered text, supervised as a whole or not at all."""
+    """A stretch of rendered text, supervised as a whole or not at all.
+
+    `end` is the fixed text that it ends with, behind which the next one stands.
+    """
 
     text: str
     supervised: bool
+    end: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,10 @@ class Template:
         answer_header: what the model is prompted with; ends the unsupervised part.
         answer_prefix: supervised text between header and answer.
         answer_end: supervised text after the answer.
+        turn_begin: text before every human turn but the first.
+        system_in_turn: the system prompt stands in the first human turn, behind its prefix.
+        llava_header: LLaVA-NeXT trains the header of an answer as well.
+        llava_tokens: tokens that LLaVA-NeXT trains wherever they stand.
         strip_text: remove white space around every turn's text.
         images_only: a caption format: of the human turn only the image placeholders are kept.
         stop: the string that ends an answer.
@@ -69,6 +80,10 @@ class Template:
     system_suffix: str = ""
     human_prefix: str = ""
     human_suffix: str = ""
+    turn_begin: str = ""
+    system_in_turn: bool = False
+    llava_header: bool = False
+    llava_tokens: tuple[str, ...] = ()
     answer_header: str = ""
     answer_prefix: str = ""
     strip_text: bool = False
@@ -80,6 +95,7 @@ class Template:
         turns: Sequence[Turn],
         system: str | None = None,
         add_generation_prompt: bool = False,
+        llava_labels: bool = False,
     ) -> list[Segment]:
         """Render human and gpt turns; the texts of all segments joined are the rendered string.
 
@@ -87,26 +103,36 @@ class Template:
             turns: checked turns (see conversation.py), beginning with a human one.
             system: replaces the template's system prompt.
             add_generation_prompt: end with the header of the assistant's next answer.
+            llava_labels: supervise the headers that LLaVA-NeXT supervises.
         """
         system = self._text(self.system if system is None else system)
-        pending = self.begin
         if system and not self.images_only:
-            pending += self.system_prefix + system + self.system_suffix
+            system = self.system_prefix + system + self.system_suffix
+        else:
+            system = ""
+        pending = self.begin + ("" if self.system_in_turn else system)
         result: list[Segment] = []
-        for turn in turns:
+        for number, turn in enumerate(turns):
             text = self._text(turn.text)
             if turn.role == "human":
                 if self.images_only:
                     text = IMAGE_PLACEHOLDER * text.count(IMAGE_PLACEHOLDER)
-                pending += self.human_prefix + text + self.human_suffix
+                begin = self.turn_begin if number else system if self.system_in_turn else ""
+                prefix = begin + self.human_prefix if number else self.human_prefix + begin
+                pending += prefix + text + self.human_suffix
             else:
-                result.append(Segment(pending + self.answer_header, False))
-                result.append(Segment(self.answer_prefix + text + self.answer_end, True))
+                if llava_labels and self.llava_header:
+                    result.append(Segment(pending, False, self.human_suffix))
+                    result.append(Segment(self.answer_header, True, self.answer_header))
+                else:
+                    result.append(Segment(pending + self.answer_header, False, self.answer_header))
+                answer = self.answer_prefix + text + self.answer_end
+                result.append(Segment(answer, True, self.answer_end))
                 pending = ""
         if add_generation_prompt:
             pending += self.answer_header
         if pending:
-            result.append(Segment(pending, False))
+            result.append(Segment(pending, False, self.answer_header))
         return result
 
     def _text(self, text: str) -> str:
@@ -151,10 +177,13 @@ class Template:
             "ANSWER_PREFIX": _jinja(self.answer_prefix),
             "ANSWER_END": _jinja(self.answer_end),
             "STRIP": " | trim" if self.strip_text else "",
-            "KEEP_SYSTEM": "false" if self.images_only else "true",
+            "KEEP_SYSTEM": "false" if self.images_only or self.system_in_turn else "true",
+            "TURN_BEGIN": _jinja(self.turn_begin),
+            "TURN_SYSTEM": _TURN_SYSTEM if self.system_in_turn else "",
             "HUMAN": "'<image>' * text.count('<image>')" if self.images_only else "text",
         }
         template = "".join(line.strip() for line in _JINJA.splitlines())
+        template = template.replace("@TURN_SYSTEM@", literals.pop("TURN_SYSTEM"))
         for name, literal in literals.items():
             template = template.replace(f"@{name}@", literal)
         return template
@@ -163,6 +192,8 @@ class Template:
 def _jinja(text: str) -> str:
     return "{{ " + json.dumps(text) + " }}" if text else ""
 
+
+_TURN_SYSTEM = "{% if loop.first and system %}@SYSTEM_PREFIX@{{ system }}@SYSTEM_SUFFIX@{% endif %}"
 
 _JINJA = r"""
 {% macro content_text(content) %}
@@ -189,7 +220,8 @@ _JINJA = r"""
             {% set text = ('<image>\n' + text.replace('<image>', '').strip()).strip() %}
         {% endif %}
         {% set text = text @STRIP@ %}
-        @HUMAN_PREFIX@{{ @HUMAN@ }}@HUMAN_SUFFIX@
+        {% if not loop.first %}@TURN_BEGIN@{% endif %}
+        @HUMAN_PREFIX@@TURN_SYSTEM@{{ @HUMAN@ }}@HUMAN_SUFFIX@
     {% elif message['role'] == 'assistant' %}
         @ANSWER_HEADER@@ANSWER_PREFIX@{{ text @STRIP@ }}@ANSWER_END@
     {% else %}{{ raise_exception('role ' + message['role'] + ' is not user or assistant') }}
@@ -197,88 +229,3 @@ _JINJA = r"""
 {% endfor %}
 {% if add_generation_prompt %}@ANSWER_HEADER@{% endif %}
 """
-
-
-def _vicuna(name: str, person: str) -> Template:
-    return Template(
-        name=name,
-        add_bos=True,
-        system=(
-            f"A chat between a curious {person} and an artificial intelligence assistant. The "
-            f"assistant gives helpful, detailed, and polite answers to the {person}'s questions."
-        ),
-        system_suffix=" ",
-        human_prefix="USER: ",
-        human_suffix=" ",
-        answer_header="ASSISTANT:",
-        answer_prefix=" ",
-        answer_end="</s>",
-        stop="</s>",
-        special_tokens=("</s>",),
-    )
-
-
-def _qwen(name: str) -> Template:
-    return Template(
-        name=name,
-        system="You are a helpful assistant.",
-        system_prefix="<|im_start|>system\n",
-        system_suffix="<|im_end|>\n",
-        human_prefix="<|im_start|>user\n",
-        human_suffix="<|im_end|>\n",
-        answer_header="<|im_start|>assistant\n",
-        answer_end="<|im_end|>\n",
-        stop="<|im_end|>",
-        special_tokens=("<|im_start|>", "<|im_end|>"),
-    )
-
-
-def _llama_3_header(role: str) -> str:
-    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
-
-
-_LLAVA_LLAMA_3 = Template(
-    name="llava_llama_3",
-    begin="<|begin_of_text|>",
-    system=(
-        "You are a helpful language and vision assistant. You are able to understand the visual "
-        "content that the user provides, and assist the user with a variety of tasks using "
-        "natural language."
-    ),
-    system_prefix=_llama_3_header("system"),
-    system_suffix="<|eot_id|>",
-    human_prefix=_llama_3_header("user"),
-    human_suffix="<|eot_id|>",
-    answer_header=_llama_3_header("assistant"),
-    answer_end="<|eot_id|>",
-    strip_text=True,
-    stop="<|eot_id|>",
-    special_tokens=(
-        "<|begin_of_text|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eot_id|>",
-    ),
-)
-
-_PLAIN = Template(name="plain", add_bos=True, images_only=True, answer_end="\n", stop="\n")
-_V1 = _vicuna("v1", "user")
-
-TEMPLATES: dict[str, Template] = {
-    "plain": _PLAIN,
-    "v1": _V1,
-    "vicuna_v1": _V1,
-    "llava_v1": _vicuna("llava_v1", "human"),
-    "qwen_1_5": _qwen("qwen_1_5"),
-    "qwen_2": _qwen("qwen_2"),
-    "llava_llama_3": _LLAVA_LLAMA_3,
-}
-
-
-def get_template(name: str) -> Template:
-    """The template called `name`; ValueError with the known names otherwise."""
-    if name not in TEMPLATES:
-        raise ValueError(
-            f"--conversation-template {name}: unknown; use one of {', '.join(TEMPLATES)}"
-        )
-    return TEMPLATES[name]

@@ -18,7 +18,7 @@ from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.pad import pad_batch
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.share import Share, dealt_views, share_of_pack
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 
 _FP8_ROWS = 16
 """FP8 matrix products need a multiple of this many rows on each rank."""
@@ -68,7 +68,7 @@ class BatchSource:
 
     def __init__(
         self,
-        store: Store,
+        store: SampleStore,
         settings: ImageSettings,
         schedule: Schedule,
         config: RunConfig,

@@ -10,9 +10,10 @@ import torch.distributed as dist
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
+from megatron_llava.data.merged_store import open_store
 from megatron_llava.data.pack_sizes import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
-from megatron_llava.data.store import Store
+from megatron_llava.data.store import SampleStore
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
@@ -85,7 +86,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
             reporter.message(remark)
     settings = image_settings(config)
     num_microbatches = config.num_microbatches(dist.get_world_size())
-    store = Store(config.data.data_path)
+    store = open_store(config.data.data_path)
     schedule = _training_schedule(config, settings, store)
     _check_positions(config, schedule, store)
     if schedule.num_dropped:
@@ -173,7 +174,7 @@ def _resume(
 
 
 def _training_schedule(
-    config: RunConfig, settings: ImageSettings, store: Store
+    config: RunConfig, settings: ImageSettings, store: SampleStore
 ) -> TrainingSchedule:
     data = config.data
     return TrainingSchedule(
@@ -196,7 +197,7 @@ def _validation(
     data = config.data
     if data.valid_data_path is None:
         return None
-    store = Store(data.valid_data_path)
+    store = open_store(data.valid_data_path)
     schedule = EvaluationSchedule(
         store,
         settings,
@@ -212,7 +213,7 @@ def _validation(
     )
 
 
-def _check_positions(config: RunConfig, schedule: Schedule, store: Store) -> None:
+def _check_positions(config: RunConfig, schedule: Schedule, store: SampleStore) -> None:
     """Positions restart in each sample, so it is the longest sample that the model must reach."""
     allowed = config.language.max_position_embeddings
     if schedule.longest_sample > allowed:

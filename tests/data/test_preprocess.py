@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from megatron_llava.data.merged_store import merge_stores, open_store
 from megatron_llava.data.preprocess import preprocess
 from megatron_llava.data.store import Store
 from megatron_llava.data.store_files import manifest_file, piece_files
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.conversation import encode_conversation, turns_from_record
-from megatron_llava.text.templates import get_template
+from megatron_llava.text.known_templates import get_template
 from megatron_llava.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -43,13 +44,46 @@ def tool(name, settings_or_arguments):
     arguments = settings_or_arguments
     if not isinstance(arguments, list):
         pairs = vars(arguments).items()
-        flags = [(f"--{key.replace('_', '-')}", value) for key, value in pairs]
+        flags = [
+            (f"--{key.replace('_', '-')}", "/".join(map(str, value)) if key == "shard" else value)
+            for key, value in pairs
+        ]
         arguments = [
             part
             for flag, value in flags
             for part in ([flag] * value if isinstance(value, bool) else [flag, str(value)])
         ]
     return [sys.executable, str(ROOT / "tools" / name), *arguments]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_merged_shards_are_the_whole(make_settings, records, store, tmp_path, count):
+    shards = [tmp_path / f"shard{number}" for number in range(count)]
+    for number, prefix in enumerate(shards):
+        run(make_settings(records, tmp_path, output_prefix=prefix, shard=(number, count)))
+    assert merge_stores(tmp_path / "merged", shards, overwrite=False) == len(store)
+    merged = open_store(tmp_path / "merged")
+    for index in range(len(store)):
+        found, expected = merged.load(index), store.load(index)
+        np.testing.assert_array_equal(found.token_ids, expected.token_ids)
+        np.testing.assert_array_equal(found.label_mask, expected.label_mask)
+        assert found.images == expected.images
+
+
+def test_shards_that_are_none(make_settings, records, tmp_path):
+    def message(*shard):
+        return refused(make_settings(records, tmp_path, shard=shard))
+
+    assert message(2, 2) == "--shard 2/2: shards are 0/N to N-1/N"
+    assert "none of the" in message(0, 10 * len(records))
+
+
+def test_labels_of_llava_are_in_the_manifest(make_settings, records, store, tmp_path):
+    prefix = tmp_path / "store"
+    run(make_settings(records, tmp_path, label_compat="llava"))
+    manifest = json.loads(manifest_file(prefix).read_text())
+    assert manifest["conversation_template"] == "qwen_1_5 with llava's labels"
+    assert Store(prefix).supervised_counts.sum() > store.supervised_counts.sum()
 
 
 def test_content(records, image_folder, tokenizer_folder, store, store_prefix):

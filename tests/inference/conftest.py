@@ -14,7 +14,8 @@ from tiny_checkpoints import tiny_llava_next
 from tiny_model import png
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.text.templates import Template, get_template
+from megatron_llava.text.known_templates import get_template
+from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
 
 SIZES = [(56, 56), (300, 50), None, (33, 200), (100, 80), (20, 15), (640, 480)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_llava.text.templates import get_template
+from megatron_llava.text.known_templates import get_template
 
 NEW_TOKENS = 6
 

@@ -11,7 +11,8 @@ from tiny_model import png
 
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.conversation import encode_conversation
-from megatron_llava.text.templates import Turn, get_template
+from megatron_llava.text.known_templates import get_template
+from megatron_llava.text.templates import Turn
 from megatron_llava.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("cpu_platform")

@@ -10,7 +10,8 @@ from megatron_llava.text.conversation import (
     place_image,
     turns_from_record,
 )
-from megatron_llava.text.templates import TEMPLATES, Turn, get_template
+from megatron_llava.text.known_templates import TEMPLATES, get_template
+from megatron_llava.text.templates import Turn
 
 KINDS = ["bpe", "bpe_bos", "sentencepiece", "llama_legacy", "llama"]
 TURNS = [

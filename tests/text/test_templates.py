@@ -2,7 +2,8 @@ import pytest
 
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.conversation import encode_prompt
-from megatron_llava.text.templates import TEMPLATES, Turn, get_template
+from megatron_llava.text.known_templates import TEMPLATES, get_template
+from megatron_llava.text.templates import Turn
 
 TURNS = [Turn("human", "<image>\nq1"), Turn("gpt", "a1"), Turn("human", "q2"), Turn("gpt", "a2")]
 V1 = (
@@ -34,6 +35,21 @@ RENDERED = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n[a2<|eot_id|>]"
     ),
 }
+RENDERED["llava_llama_2"] = (
+    f"[INST] <<SYS>>\n{LLAMA_3}\n<</SYS>>\n\n<image>\nq1 [/INST][ a1 </s>]"
+    "<s>[INST] q2 [/INST][ a2 </s>]"
+)
+RENDERED["mistral_instruct"] = "[INST] <image>\nq1 [/INST][ a1 </s>][INST] q2 [/INST][ a2 </s>]"
+_CHATML = (
+    "<|im_start|>system\n{}<|im_end|><|im_start|>user\n<image>\nq1<|im_end|>"
+    "<|im_start|>assistant\n[a1<|im_end|>]<|im_start|>user\nq2<|im_end|>"
+    "<|im_start|>assistant\n[a2<|im_end|>]"
+)
+RENDERED["chatml_direct"] = _CHATML.format("Answer the questions.")
+RENDERED["mpt"] = _CHATML.format(
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and "
+    "honest answers."
+)
 RENDERED["vicuna_v1"] = RENDERED["v1"]
 RENDERED["qwen_2"] = RENDERED["qwen_1_5"]
 
@@ -49,7 +65,7 @@ def test_plain_keeps_only_the_image_and_the_answer():
     segments = get_template("plain").segments(
         [Turn("human", "Describe it.\n<image>"), Turn("gpt", "a cat")], system="ignored"
     )
-    assert [tuple(s) for s in segments] == [("<image>", False), ("a cat\n", True)]
+    assert [s[:2] for s in segments] == [("<image>", False), ("a cat\n", True)]
 
 
 def test_system_prompt_is_replaced_or_left_out():

@@ -1,0 +1,31 @@
+r"""Make one store of several, without copying them: preprocess shards in parallel, then merge.
+
+for i in 0 1 2 3; do python tools/preprocess_data.py --shard $i/4 --output-prefix data-$i ... & done
+python tools/merge_data.py --shards data-0 data-1 data-2 data-3 --output-prefix data
+"""
+
+import argparse
+import sys
+
+from megatron_llava.data.merged_store import merge_stores
+from megatron_llava.platform.device import silence_core_warnings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--shards", nargs="+", required=True, metavar="PREFIX", help="stores, in this order")
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.json")
+    add("--overwrite", action="store_true", help="replace what is there")
+    arguments = parser.parse_args()
+    silence_core_warnings()
+    try:
+        prefix = arguments.output_prefix
+        samples = merge_stores(prefix, arguments.shards, overwrite=arguments.overwrite)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{prefix}: {samples} samples of {len(arguments.shards)} shards")
+
+
+if __name__ == "__main__":
+    main()
