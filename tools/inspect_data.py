@@ -1,15 +1,21 @@
-r"""Print one sample of a training store: its text, its images, and its length for given settings.
+r"""Look into a training store: one sample as text, some as an HTML page, or all in numbers.
 
 python tools/inspect_data.py --data-path stores/data --index 17 \
     --tokenizer-model Qwen2-7B-Instruct
+python tools/inspect_data.py --data-path stores/data --index 0 --count 50 --html samples.html \
+    --tokenizer-model Qwen2-7B-Instruct
+python tools/inspect_data.py --data-path stores/data --statistics --verify-checksums
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.describe import describe_sample
+from megatron_llava.data.html_view import samples_page
 from megatron_llava.data.merged_store import open_store
+from megatron_llava.data.statistics import statistics
 from megatron_llava.text.tokenizer import TOKENIZER_TYPES, load_tokenizer
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
@@ -22,7 +28,10 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data-path", required=True, help="prefix of the store")
     add("--index", type=int, default=0, help="number of the sample, from 0")
-    add("--tokenizer-model", required=True, help="the one the store was made with")
+    add("--count", type=int, default=1, help="samples from --index on, for --html")
+    add("--html", help="write the samples to this page, with their views")
+    add("--statistics", action="store_true", help="print counts and lengths of the whole store")
+    add("--tokenizer-model", help="the one the store was made with; --statistics needs none")
     add("--tokenizer-type", default="auto", choices=TOKENIZER_TYPES, help="kind of tokenizer")
     add("--vision-image-size", type=int, default=384, help="side of one tile in pixels")
     add("--vision-patch-size", type=int, default=14, help="side of one patch in pixels")
@@ -30,7 +39,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--image-grid-pinpoints", default="(1x1),...,(6x6)", help="allowed grids of tiles")
     add("--mm-patch-merge-type", default="spatial_unpad", help="how tiles become tokens")
     add("--verify-checksums", action="store_true", help="first read and check the whole store")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.tokenizer_model is None and not arguments.statistics:
+        parser.error("--tokenizer-model is required, unless --statistics is given")
+    if arguments.count < 1 or (arguments.count > 1 and arguments.html is None):
+        parser.error(f"--count {arguments.count} is for --html, at least 1")
+    return arguments
 
 
 def image_settings(arguments: argparse.Namespace) -> ImageSettings:
@@ -57,8 +71,19 @@ def main() -> None:
         store = open_store(arguments.data_path)
         if arguments.verify_checksums:
             store.verify_checksums()
+        settings = image_settings(arguments)
+        if arguments.statistics:
+            print(statistics(store, settings))
+        if arguments.tokenizer_model is None:
+            return
         tokenizer = load_tokenizer(arguments.tokenizer_model, arguments.tokenizer_type)
-        print(describe_sample(store, arguments.index, tokenizer, image_settings(arguments)))
+        if arguments.html is None:
+            print(describe_sample(store, arguments.index, tokenizer, settings))
+            return
+        indices = range(arguments.index, arguments.index + arguments.count)
+        page = samples_page(store, indices, tokenizer, settings)
+        Path(arguments.html).write_text(page, encoding="utf-8")
+        print(f"wrote {arguments.html}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

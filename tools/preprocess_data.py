@@ -56,6 +56,12 @@ def parse_arguments() -> PreprocessSettings:
         default="none",
         help="llava: train the headers and special tokens that LLaVA-NeXT trains (default: none)",
     )
+    add(
+        "--verify-images",
+        choices=("full", "header"),
+        default="full",
+        help="decode every image once to find damaged ones, or read headers only (default: full)",
+    )
     add("--seed", type=int, default=0, help="of random choices in a mixture (default: 0)")
     add(
         "--shard",

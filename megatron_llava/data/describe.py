@@ -40,12 +40,14 @@ def describe_sample(
     text = ""
     marked = zip(sample.token_ids.tolist(), sample.label_mask.tolist(), strict=True)
     for supervised, run in groupby(marked, key=lambda pair: pair[1]):
-        part = _text([token for token, _ in run], tokenizer)
+        part = text_of([token for token, _ in run], tokenizer)
         text += f"[[{part}]]" if supervised else part
     return "\n".join([*lines, text])
 
 
-def _text(token_ids: Sequence[int], tokenizer: Tokenizer) -> str:
+def text_of(token_ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Text of token ids; images and special tokens, which have no text, in angle brackets."""
+
     def is_plain(token: int) -> bool:
         return token != IMAGE_TOKEN_INDEX and tokenizer.decode([token]) != ""
 

@@ -48,6 +48,7 @@ class PreprocessSettings:
     workers: int = 1
     max_bad_records: int = 0
     overwrite: bool = False
+    verify_images: str = "full"
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
 
@@ -89,8 +90,14 @@ def encode_record(
     template: Template,
     *,
     llava_labels: bool = False,
+    verify_images: bool = True,
 ) -> EncodedRecord:
-    """Check and tokenise one raw record, and read its images; every image is decoded in full once.
+    """Check and tokenise one raw record, and read its images.
+
+    Args:
+        llava_labels: see `encode_conversation`.
+        verify_images: decode every image in full once, so that a cut file is found here and not
+            while training; else only its header is read.
 
     Raises:
         ValueError: one line that starts with `source`.
@@ -112,7 +119,7 @@ def encode_record(
         except OSError as error:
             raise ValueError(f"{source}: cannot read image {path}: {error.strerror}") from error
         images.append(data)
-        sizes.append(image_size(data, f"{source}: image {path}", verify=True))
+        sizes.append(image_size(data, f"{source}: image {path}", verify=verify_images))
     return EncodedRecord(
         token_ids=encoded.token_ids, label_mask=encoded.label_mask, images=images, sizes=sizes
     )
@@ -236,6 +243,7 @@ class _ChunkEncoder:
     def __init__(self, settings: PreprocessSettings) -> None:
         self._tokenizer, self._template = _load_text(settings)
         self._image_folder = settings.image_folder
+        self._verify_images = settings.verify_images == "full"
         self._llava_labels = settings.label_compat == "llava"
 
     def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
@@ -250,6 +258,7 @@ class _ChunkEncoder:
                 self._tokenizer,
                 self._template,
                 llava_labels=self._llava_labels,
+                verify_images=self._verify_images,
             )
         except ValueError as error:
             return str(error)

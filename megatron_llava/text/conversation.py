@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -195,12 +196,18 @@ def _encode_segments(
     return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=np.uint8))
 
 
+@lru_cache(maxsize=64)
+def _fixed(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a template's own text, which every conversation has."""
+    return tokenizer.encode(text)
+
+
 def _encode_after(before: str, text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of `text` where it stands behind `before`.
 
     Where a token would span the two, the ids of `text` alone: the border must stay one.
     """
-    head = tokenizer.encode(before) if before else []
+    head = _fixed(tokenizer, before) if before else []
     whole = tokenizer.encode(before + text)
     if whole[: len(head)] == head:
         return whole[len(head) :]

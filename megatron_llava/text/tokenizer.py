@@ -25,6 +25,8 @@ class Tokenizer(Protocol):
     eos_id: int | None
     pad_id: int | None
 
+    def __hash__(self) -> int: ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Adds no special token; one written in `text` becomes its id."""
 
@@ -52,12 +54,20 @@ class HFTokenizer:
                 f"tokenizer.json or tokenizer_config.json with its vocabulary files): "
                 f"{_first_line(error)}"
             ) from error
+        self._backend = self.hf.backend_tokenizer if self.hf.is_fast else None
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self.vocab_size: int = max(self.hf.get_vocab().values()) + 1
         self.bos_id: int | None = self.hf.bos_token_id
         self.eos_id: int | None = self.hf.eos_token_id
         self.pad_id: int | None = self.hf.pad_token_id
 
     def encode(self, text: str) -> list[int]:
+        if self._backend is not None:
+            # Four times as fast as through transformers, which adds nothing to the ids here.
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            return ids
         # verbose=False: a text longer than the model's limit is judged later, with its images.
         return list(self.hf.encode(text, add_special_tokens=False, verbose=False))
 

@@ -76,3 +76,13 @@ def test_unusable_paths_are_one_line(tmp_path, sentencepiece_model):
         assert f"--tokenizer-model {path}" in text and message in text
     with pytest.raises(ValueError, match="--tokenizer-type Wrong: unknown; use one of auto, Hugg"):
         load_tokenizer(sentencepiece_model, "Wrong")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bpe_bos", "llama", "llama_legacy", "llama_image"])
+@pytest.mark.parametrize(
+    "text", ["", " a  cat\n", "<|im_start|>user\nno</s> yes", "<image>It's 12", "a" * 5000, "\n\n"]
+)
+def test_ids_are_those_of_transformers(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    expected = tokenizer.hf.encode(text, add_special_tokens=False, verbose=False)
+    assert tokenizer.encode(text) == list(expected)
