@@ -91,7 +91,9 @@ class CollectiveCounter(TorchDispatchMode):
         tensors = list(_tensors(args[counted]))
         payload = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if name == "alltoall_base_":
-            payload = payload * _share_of_others(args, group) // len(args[counted])
+            # A rank that was dealt no view of a pack has no row to send.
+            rows = len(args[counted])
+            payload = payload * _share_of_others(args, group) // rows if rows else 0
         kind = Sent(
             operation, group.group_name, group.size(), not tensors[0].dtype.is_floating_point
         )
