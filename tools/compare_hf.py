@@ -53,7 +53,7 @@ def compare(arguments: argparse.Namespace) -> None:
     from megatron_llava.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(arguments.load) / "hf")
-    template = get_template(arguments.conversation_template)
+    template = get_template(arguments.conversation_template, tokenizer)
     questions = read_questions(arguments.input, arguments.image_folder, tokenizer, template)
     answers = read_answers(arguments.answers)
     if len(answers) != len(questions):

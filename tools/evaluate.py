@@ -65,7 +65,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from megatron_llava.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.tokenizer_model or Path(arguments.load) / "hf")
-    template = get_template(arguments.conversation_template)
+    template = get_template(arguments.conversation_template, tokenizer)
     template.check_tokenizer(tokenizer)
     questions = read_questions(
         arguments.input,

@@ -40,7 +40,7 @@ def parse_arguments() -> PreprocessSettings:
     add(
         "--conversation-template",
         default="qwen_1_5",
-        help=f"one of {', '.join(TEMPLATES)} (default: qwen_1_5)",
+        help=f"one of {', '.join(TEMPLATES)}, or hf, the tokenizer's own (default: qwen_1_5)",
     )
     add(
         "--output-prefix",

@@ -205,8 +205,10 @@ def _too_many_bad(message: str, bad: int, allowed: int) -> str:
 
 
 def _load_text(settings: PreprocessSettings) -> tuple[Tokenizer, Template]:
-    template = get_template(settings.conversation_template)
+    if settings.conversation_template != "hf":
+        get_template(settings.conversation_template)
     tokenizer = load_tokenizer(settings.tokenizer_model, settings.tokenizer_type)
+    template = get_template(settings.conversation_template, tokenizer)
     template.check_tokenizer(tokenizer)
     return tokenizer, template
 

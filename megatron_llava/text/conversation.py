@@ -94,7 +94,7 @@ def encode_conversation(
     system, dialogue = _check_turns(turns, num_images, template, source)
     if not any(turn.role == "gpt" for turn in dialogue):
         raise ValueError(f"{source}: the conversation has no answer (gpt turn) to train on")
-    segments = template.segments(dialogue, system, llava_labels=llava_labels)
+    segments = _rendered(template, dialogue, system, source, llava_labels=llava_labels)
     encoded = _encode_segments(segments, tokenizer, template)
     if llava_labels:
         for token in template.llava_tokens:
@@ -113,7 +113,7 @@ def encode_prompt(
     system, dialogue = _check_turns(turns, num_images, template, source)
     if dialogue[-1].role != "human":
         raise ValueError(f"{source}: the last turn of a prompt must be human, it is gpt")
-    segments = template.segments(dialogue, system, add_generation_prompt=True)
+    segments = _rendered(template, dialogue, system, source, add_generation_prompt=True)
     return _encode_segments(segments, tokenizer, template).token_ids
 
 
@@ -167,6 +167,15 @@ def _check_turns(
             f"{num_images} images; write one placeholder per image"
         )
     return system, dialogue
+
+
+def _rendered(
+    template: Template, dialogue: Sequence[Turn], system: str | None, source: str, **how: bool
+) -> list[Segment]:
+    try:
+        return template.segments(dialogue, system, **how)
+    except ValueError as error:  # a tokenizer's own template raises what it likes
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _encode_segments(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from megatron_llava.text.hf_template import hf_template
 from megatron_llava.text.templates import Template
+from megatron_llava.text.tokenizer import Tokenizer
 
 
 def _vicuna(name: str, person: str) -> Template:
@@ -134,10 +136,16 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def get_template(name: str) -> Template:
-    """The template called `name`; ValueError with the known names otherwise."""
+def get_template(name: str, tokenizer: Tokenizer | None = None) -> Template:
+    """The template called `name`; `hf` is the tokenizer's own.
+
+    Raises:
+        ValueError: an unknown name, with the known ones; a tokenizer without a template.
+    """
+    if name == "hf" and tokenizer is not None:
+        return hf_template(tokenizer)
     if name not in TEMPLATES:
         raise ValueError(
-            f"--conversation-template {name}: unknown; use one of {', '.join(TEMPLATES)}"
+            f"--conversation-template {name}: unknown; use one of {', '.join(TEMPLATES)}, hf"
         )
     return TEMPLATES[name]
