@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from report_header import header
 
+from megatron_llava.convert.hf_defaults import CLIP_L_336
+
 SEED = 7
 CHUNK = 16 * 2**20
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -41,16 +43,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "rms_norm_eps": 1e-5,
             "vocab_size": 32064,
         },
-        {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-            "projection_dim": 768,
-        },
+        CLIP_L_336 | {"projection_dim": 768},
     ),
     "small": (
         {

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from distributed_jobs import config_at
 
 TRAINED = 3
 """Iteration under which `logits_and_resave` saves."""
@@ -27,9 +28,6 @@ def logits_and_resave(
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    from megatron_llava.config.model_yaml import fill_model_from
-    from megatron_llava.config.run import RunConfig
-    from megatron_llava.config.yaml_file import read_yaml_mapping
     from megatron_llava.convert.verify_batch import batch_of
     from megatron_llava.models.build import build_llava_model
     from megatron_llava.parallel.checkpoint_directory import SIDE_FILES
@@ -38,14 +36,11 @@ def logits_and_resave(
     from megatron_llava.training.checkpointing import load_weights
     from megatron_llava.vision.settings import image_settings
 
-    layout = {
-        "device": "cpu",
-        "tensor_model_parallel_size": tensor_parallel,
-        "pipeline_model_parallel_size": pipeline,
-    }
-    path = str(root / "model.yaml")
-    config = RunConfig().with_values(layout, "flag")
-    config = fill_model_from(config, read_yaml_mapping(path), path)
+    config = config_at(
+        root,
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline,
+    )
     initialize_groups(config.parallel)
     set_seed(1)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from distributed_jobs import config_at
 from tiny_model import tiny_sample
 
 SIZES = [[(100, 80)], [], [(30, 99), (20, 20)], [(300, 50)]]
@@ -14,23 +15,17 @@ def answers(
     root: Path, *, tensor_parallel: int, sequence_parallel: bool
 ) -> list[tuple[tuple[int, ...], np.ndarray]]:
     """Token ids and first logits [vocabulary] of each answer, two prompts to a pack."""
-    from megatron_llava.config.model_yaml import fill_model_from
-    from megatron_llava.config.run import RunConfig
-    from megatron_llava.config.yaml_file import read_yaml_mapping
     from megatron_llava.inference.generate import generate
     from megatron_llava.models.build import build_llava_model
     from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
     from megatron_llava.training.checkpointing import load_weights
     from megatron_llava.vision.settings import image_settings
 
-    layout = {
-        "device": "cpu",
-        "tensor_model_parallel_size": tensor_parallel,
-        "sequence_parallel": sequence_parallel,
-    }
-    path = str(root / "model.yaml")
-    config = RunConfig().with_values(layout, "flag")
-    config = fill_model_from(config, read_yaml_mapping(path), path)
+    config = config_at(
+        root,
+        tensor_model_parallel_size=tensor_parallel,
+        sequence_parallel=sequence_parallel,
+    )
     initialize_groups(config.parallel)
     set_seed(1)
     try:

@@ -23,6 +23,17 @@ def import_checkpoint(hf: Path, root: Path) -> None:
     import_hf(hf, root)
 
 
+def config_at(root: Path, **layout: Any) -> Any:
+    """The RunConfig of a converted checkpoint on the CPU, at a parallel layout."""
+    from megatron_llava.config.model_yaml import fill_model_from
+    from megatron_llava.config.run import RunConfig
+    from megatron_llava.config.yaml_file import read_yaml_mapping
+
+    config = RunConfig().with_values({"device": "cpu", **layout}, "flag")
+    path = str(root / "model.yaml")
+    return fill_model_from(config, read_yaml_mapping(path), path)
+
+
 def preprocess_records(records: list[dict], folder: Path, tokenizer: Path, prefix: Path) -> None:
     """Write LLaVA records as a store."""
     from megatron_llava.data.preprocess import PreprocessSettings, preprocess

@@ -10,6 +10,17 @@ from megatron_llava.config.yaml_file import field_values, write_yaml
 
 MODEL_GROUPS = ("language", "vision", "image")
 
+# Model fields that another one decides, or that a model of one view has none of; a run cannot do
+# without the others, which come from a checkpoint or from flags.
+MAY_STAY_UNSET = (
+    "num_query_groups",
+    "kv_channels",
+    "image_grid_pinpoints",
+    "image_mean",
+    "image_std",
+    "image_resize_mode",
+)
+
 
 def model_to_yaml(config: RunConfig) -> str:
     """The text of ``model.yaml``: the language, vision and image fields that are not None."""

@@ -7,17 +7,8 @@ rules are Megatron's and Megatron-core's where those have them.
 from __future__ import annotations
 
 from megatron_llava.config import rules_balance, rules_model, rules_pipeline, rules_training
+from megatron_llava.config.model_yaml import MAY_STAY_UNSET
 from megatron_llava.config.run import RunConfig, all_fields
-
-# Model fields that the run cannot do without: they come from a checkpoint or from flags.
-_MAY_STAY_UNSET = (
-    "num_query_groups",
-    "kv_channels",
-    "image_grid_pinpoints",
-    "image_mean",
-    "image_std",
-    "image_resize_mode",
-)
 
 
 def validate(config: RunConfig, world_size: int) -> None:
@@ -68,7 +59,7 @@ def _check_required(config: RunConfig) -> None:
             spec = all_fields()[name]
             raise ValueError(f"{spec.option} is required: {spec.info.help}")
     for spec in all_fields().values():
-        if spec.info.from_checkpoint == "no" or spec.name in _MAY_STAY_UNSET:
+        if spec.info.from_checkpoint == "no" or spec.name in MAY_STAY_UNSET:
             continue
         if config.get(spec.name) is None:
             raise ValueError(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_llava.config.model_yaml import fill_model_from, model_to_yaml
+from megatron_llava.config.model_yaml import MAY_STAY_UNSET, fill_model_from, model_to_yaml
 from megatron_llava.config.run import RunConfig, all_fields
 from megatron_llava.config.yaml_file import read_yaml_mapping
 from megatron_llava.convert.hf_config import read_json
@@ -27,15 +27,6 @@ MODEL_FILE = "model.yaml"
 PASSTHROUGH_FILE = "passthrough.safetensors"
 HF_FOLDER = "hf"
 CONVERSION_FILE = "conversion.json"
-# Fields that another one decides, or that a model of one view has none of.
-MAY_LACK = (
-    "num_query_groups",
-    "kv_channels",
-    "image_grid_pinpoints",
-    "image_mean",
-    "image_std",
-    "image_resize_mode",
-)
 
 
 def run_config(mapping: dict[str, Any], source: str) -> RunConfig:
@@ -80,7 +71,7 @@ def read_root_mapping(root: Path) -> dict[str, Any]:
     lacking = [
         name
         for name, spec in all_fields().items()
-        if spec.group in groups and settings.get(name) is None and name not in MAY_LACK
+        if spec.group in groups and settings.get(name) is None and name not in MAY_STAY_UNSET
     ]
     if lacking:
         raise ValueError(f"{path}: lacks {', '.join(lacking)}; it is no whole model.yaml")

@@ -106,15 +106,15 @@ def corrupt_index(folder: Path, draw: random.Random) -> str:
     return f"index {choice} {name}"
 
 
-def try_them(source: Path, work: Path) -> list[str]:
-    """Corrupt and convert; what went wrong, if anything."""
-    wrong = []
-    for seed in range(CORRUPTIONS):
-        folder, root = work / "hf", work / "root"
-        shutil.copytree(source, folder)
-        how = f"seed {seed}: {corrupt(folder, seed)}"
+def try_all(source: Path, work: Path, damage: str, count: int) -> list[str]:
+    """Damage a copy in `count` ways and convert it; what went wrong, if anything."""
+    change, convert = {"folder": (corrupt, import_hf), "root": (damage_root, export_hf)}[damage]
+    copy, target, wrong = work / "copy", work / "target", []
+    for seed in range(count):
+        shutil.copytree(source, copy)
+        how = f"seed {seed}: {change(copy, seed)}"
         try:
-            import_hf(folder, root)
+            convert(copy, target)
             wrong.append(f"{how}: converted")
         except ValueError as error:
             if "\n" in str(error):
@@ -122,10 +122,10 @@ def try_them(source: Path, work: Path) -> list[str]:
         except Exception as error:
             wrong.append(f"{how}: {type(error).__name__}: {error}")
         left = sorted(path.name for path in work.iterdir())
-        if left != ["hf"]:
+        if left != ["copy"]:
             wrong.append(f"{how}: left {left}")
-            shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(folder)
+            shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(copy)
     return wrong
 
 
@@ -137,7 +137,7 @@ def test_no_corruption_converts_silently(core_process, tmp_path, model_type, tex
     source = tiny_llava(tmp_path / "source", model_type, text, tower)
     work = tmp_path / "work"
     work.mkdir()
-    assert core_process(try_them, source, work) == []
+    assert core_process(try_all, source, work, "folder", CORRUPTIONS) == []
 
 
 @pytest.fixture(scope="module")
@@ -160,30 +160,8 @@ def damage_root(root: Path, seed: int) -> str:
     return f"truncate {path.name} to {path.stat().st_size} of {len(content)}"
 
 
-def try_roots(root: Path, work: Path) -> list[str]:
-    wrong = []
-    for seed in range(60):
-        damaged, target = work / "root", work / "hf"
-        shutil.copytree(root, damaged)
-        how = f"seed {seed}: {damage_root(damaged, seed)}"
-        try:
-            export_hf(damaged, target)
-            wrong.append(f"{how}: converted")
-        except ValueError as error:
-            if "\n" in str(error):
-                wrong.append(f"{how}: of several lines: {error}")
-        except Exception as error:
-            wrong.append(f"{how}: {type(error).__name__}: {error}")
-        left = sorted(path.name for path in work.iterdir())
-        if left != ["root"]:
-            wrong.append(f"{how}: left {left}")
-            shutil.rmtree(target, ignore_errors=True)
-        shutil.rmtree(damaged)
-    return wrong
-
-
 def test_no_damaged_checkpoint_is_exported_silently(core_process, tmp_path, converted):
-    assert core_process(try_roots, converted, tmp_path) == []
+    assert core_process(try_all, converted, tmp_path, "root", 60) == []
 
 
 def test_flipped_bits_are_found_by_the_checksums(core_process, tmp_path, converted):
