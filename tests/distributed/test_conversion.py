@@ -16,7 +16,7 @@ from convert_jobs import (
 )
 from distributed_jobs import train
 from safetensors.torch import load_file
-from tiny_llava import tiny_llava
+from tiny_llava import MODEL_TYPES, TEXT_FAMILIES, TOWERS, tiny_llava
 
 # Every class and tower with every text family in test_classes.py; here each of them somewhere.
 MODELS = {
@@ -50,6 +50,32 @@ class Judged:
     logits: dict[str, torch.Tensor]
 
 
+def judge(pool, folder: Path, model_type: str, text: str, tower: str) -> Judged:
+    """Make a folder, convert it, and ask transformers."""
+    source, root = tiny_llava(folder / "hf", model_type, text, tower), folder / "root"
+    (asked, logits), *_ = pool.run(import_and_judge, source, root)
+    return Judged(source=source, root=root, asked=asked, logits=logits)
+
+
+def check_layout(pool, model: Judged, folder: Path, tensor_parallel: int, pipeline: int) -> None:
+    """The logits of transformers over a layout, and back from there bitwise."""
+    saved, exported = folder / "saved", folder / "exported"
+    layout = {"tensor_parallel": tensor_parallel, "pipeline": pipeline}
+    ranks = tensor_parallel * pipeline
+    given = (model.root, saved, model.asked)
+    found = pool.run(logits_and_resave, *given, world_size=ranks, **layout)[-1]
+    assert found.keys() == model.logits.keys()
+    for name, logits in found.items():
+        assert (logits - model.logits[name]).abs().max() <= 1e-4, name
+    pool.run(export_and_verify, saved, exported)
+    before = load_file(model.source / "model.safetensors")
+    after = load_file(exported / "model.safetensors")
+    for name, tensor in before.items():
+        hub = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        assert torch.equal(after.pop(hub), tensor), name
+    assert not after
+
+
 @pytest.fixture(scope="module")
 def judged(pool, tmp_path_factory):
     made: dict[str, Judged] = {}
@@ -58,9 +84,7 @@ def judged(pool, tmp_path_factory):
         if text not in made:
             folder = tmp_path_factory.mktemp("conversion")
             model_type, tower = MODELS[text]
-            source, root = tiny_llava(folder / "hf", model_type, text, tower), folder / "root"
-            (asked, logits), *_ = pool.run(import_and_judge, source, root)
-            made[text] = Judged(source=source, root=root, asked=asked, logits=logits)
+            made[text] = judge(pool, folder, model_type, text, tower)
         return made[text]
 
     return make
@@ -71,26 +95,21 @@ def judged(pool, tmp_path_factory):
     [(text, *layout) for text, layouts in LAYOUTS.items() for layout in layouts],
 )
 def test_logits_at_a_layout_and_back(pool, judged, tmp_path, text, tensor_parallel, pipeline):
-    model = judged(text)
-    found = pool.run(
-        logits_and_resave,
-        model.root,
-        tmp_path / "saved",
-        model.asked,
-        world_size=tensor_parallel * pipeline,
-        tensor_parallel=tensor_parallel,
-        pipeline=pipeline,
-    )[-1]
-    assert found.keys() == model.logits.keys()
-    for name, logits in found.items():
-        assert (logits - model.logits[name]).abs().max() <= 1e-4, name
-    pool.run(export_and_verify, tmp_path / "saved", tmp_path / "exported")
-    before = load_file(model.source / "model.safetensors")
-    after = load_file(tmp_path / "exported" / "model.safetensors")
-    for name, tensor in before.items():
-        hub = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-        assert torch.equal(after.pop(hub), tensor), name
-    assert not after
+    check_layout(pool, judged(text), tmp_path, tensor_parallel, pipeline)
+
+
+@pytest.mark.grid
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("text", TEXT_FAMILIES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_model_at_every_layout(pool, tmp_path, model_type, text, tower):
+    model = judge(pool, tmp_path, model_type, text, tower)
+    heads = TEXT_FAMILIES[text][1]
+    for tensor_parallel, pipeline in ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2)):
+        if heads % tensor_parallel == 0:
+            folder = tmp_path / f"tp{tensor_parallel}-pp{pipeline}"
+            check_layout(pool, model, folder, tensor_parallel, pipeline)
 
 
 TRAINED = {
