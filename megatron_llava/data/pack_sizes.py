@@ -34,14 +34,16 @@ class PackSizes:
 def pack_sizes(
     store: SampleStore, settings: ImageSettings, schedule: TrainingSchedule
 ) -> PackSizes:
-    """Sizes of the first packs of the first epoch; no image is read.
+    """Sizes of some packs of the first epoch, evenly spread; no image is read.
 
-    The order of packs is random, so the first ones are a fair sample of all of them. They depend on
-    the store and the settings of the schedule only, not on where a run is resumed.
+    Neighbours may have been put together for their cost, so the first ones would be no fair sample.
+    Which ones depends on the store and the settings of the schedule only, not on where a run is
+    resumed.
     """
-    packs = min(len(schedule.plan(0)), _PACKS)
+    planned = len(schedule.plan(0))
+    packs = min(planned, _PACKS)
     views = rows = attended = loss_rows = 0
-    for index in range(packs):
+    for index in range(0, packs * (planned // packs), planned // packs):
         samples = [store.load(int(i), with_images=False) for i in schedule.pack(index)]
         batch = collate(samples, settings, with_pixels=False)
         views += max(batch.num_views, 1)

@@ -42,12 +42,13 @@ def test_sums_over_the_packs_of_an_epoch(store, image_settings, make_schedule):
     assert sizes.loss_rows == loss_rows
 
 
-def test_only_the_first_packs_are_looked_at(store, image_settings, make_schedule, monkeypatch):
+def test_only_some_packs_are_looked_at(store, image_settings, make_schedule, monkeypatch):
     schedule = make_schedule()
+    half = len(schedule.plan(0)) // 2
     monkeypatch.setattr(module, "_PACKS", 2)
     sizes = module.pack_sizes(store, image_settings, schedule)
     assert sizes.packs == 2
-    assert sizes.rows == schedule.pack_rows(0) + schedule.pack_rows(1)
+    assert sizes.rows == schedule.pack_rows(0) + schedule.pack_rows(half)
 
 
 def test_every_rank_and_every_resume_finds_the_same(store, image_settings, make_schedule):
