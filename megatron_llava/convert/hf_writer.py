@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_llava.convert.journal import Journal
+from megatron_llava.convert.prefetched import Prefetched
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.tensor_source import TensorSource
 from megatron_llava.convert.weight_files import DTYPES, byte_view
@@ -64,10 +63,6 @@ def tensor_bytes(source: TensorSource, name: str) -> int:
     return source.dtype(name).itemsize * torch.Size(source.shape(name)).numel()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return byte_view(tensor.detach().contiguous())
-
-
 def write_hf(
     folder: Path,
     source: TensorSource,
@@ -81,12 +76,13 @@ def write_hf(
     """
     shards = plan_shards(source, max_shard_bytes)
     checksums: dict[str, Any] = {}
-    for shard in shards:
-        done = journal.result(shard.file_name)
-        if done is None:
-            done = _write_shard(folder, shard, source, progress)
-            journal.record(shard.file_name, done)
-        checksums |= done
+    with Prefetched(source) as ahead:
+        for shard in shards:
+            done = journal.result(shard.file_name)
+            if done is None:
+                done = _write_shard(folder, shard, source, ahead, progress)
+                journal.record(shard.file_name, done)
+            checksums |= done
     if len(shards) > 1:
         weight_map = {name: shard.file_name for shard in shards for name in shard.names}
         total = sum(tensor_bytes(source, name) for name in source.names())
@@ -96,7 +92,11 @@ def write_hf(
 
 
 def _write_shard(
-    folder: Path, shard: Shard, source: TensorSource, progress: Progress | None
+    folder: Path,
+    shard: Shard,
+    source: TensorSource,
+    ahead: Prefetched,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Write one file; dtype, shape and checksum of its tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -114,15 +114,14 @@ def _write_shard(
     with (folder / shard.file_name).open("wb", buffering=0) as file:
         _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
         for name in shard.names:
-            tensor = source.tensor(name)
+            tensor, checksum = ahead.tensor(name)
             assert tuple(tensor.shape) == tuple(source.shape(name)), name
             assert tensor.dtype == source.dtype(name), name
-            content = _bytes(tensor)
-            _write_all(file, content)
+            _write_all(file, byte_view(tensor))
             found[name] = {
                 "dtype": header[name]["dtype"],
                 "shape": header[name]["shape"],
-                "crc32": f"{zlib.crc32(content):08x}",
+                "crc32": checksum,
             }
             if progress is not None:
                 progress.add(name, tensor)

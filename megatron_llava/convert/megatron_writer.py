@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.places import Place, places
+from megatron_llava.convert.prefetched import Prefetched
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.tensor_source import TensorSource
-from megatron_llava.convert.weight_files import byte_view
 from megatron_llava.convert.weights_folder import CHECKSUM_FILE
 
 PART_BYTES = 10**9
@@ -59,7 +58,15 @@ def write_megatron(
 
     directory.mkdir(exist_ok=True)
     found, objects = places(mapping)
-    planner = _LazyPlanner(source, found, objects, progress)
+    with Prefetched(source) as ahead:
+        planner = _LazyPlanner(source, ahead, found, objects, progress)
+        _write_parts(directory, planner, journal, part_bytes)
+    get_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1).save_common({}, directory)
+    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+
+
+def _write_parts(directory: Path, planner: _LazyPlanner, journal: Journal, part_bytes: int) -> None:
+    """Write every part that is not there yet, the metadata and the checksums."""
     plans = [SavePlan(items) for items in planner.parts(part_bytes)]
     plans, metadata = create_default_global_save_plan(plans)
     writer = FileSystemWriter(directory, single_file_per_rank=True, thread_count=1)
@@ -80,8 +87,6 @@ def write_megatron(
     writer.finish(metadata, results)
     text = json.dumps({"algorithm": "crc32", "tensors": checksums}, indent=2, sort_keys=True)
     (directory / CHECKSUM_FILE).write_text(text + "\n", encoding="utf-8")
-    get_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1).save_common({}, directory)
-    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
 
 
 class _LazyPlanner(DefaultSavePlanner):
@@ -90,12 +95,14 @@ class _LazyPlanner(DefaultSavePlanner):
     def __init__(
         self,
         source: TensorSource,
+        ahead: Prefetched,
         found: dict[str, Place],
         objects: dict[str, Any],
         progress: Progress | None,
     ) -> None:
         super().__init__()
-        self._source, self._places, self._objects = source, found, objects
+        self._source, self._ahead = source, ahead
+        self._places, self._objects = found, objects
         self._progress = progress
         self._names = {(place.key, place.layer): name for name, place in found.items()}
         self.checksums: dict[str, str] = {}  # of the parameters made since it was cleared
@@ -138,9 +145,8 @@ class _LazyPlanner(DefaultSavePlanner):
         # The halves of a parameter are asked for one after the other.
         if self._last is None or self._last[0] != name:
             self._last = None
-            tensor = self._source.tensor(name).contiguous()
+            tensor, self.checksums[name] = self._ahead.tensor(name)
             self._last = name, tensor
-            self.checksums[name] = f"{zlib.crc32(byte_view(tensor)):08x}"
             if self._progress is not None:
                 self._progress.add(name, tensor)
         return self._last[1]
