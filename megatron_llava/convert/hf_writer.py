@@ -8,13 +8,14 @@ tests read the files with it.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_llava.convert.flushed import FLUSH_BYTES, Flusher
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.prefetched import Prefetched
 from megatron_llava.convert.progress import Progress
@@ -76,12 +77,15 @@ def write_hf(
     """
     shards = plan_shards(source, max_shard_bytes)
     checksums: dict[str, Any] = {}
-    with Prefetched(source) as ahead:
+    with Prefetched(source) as ahead, Flusher() as flusher:
         for shard in shards:
             done = journal.result(shard.file_name)
             if done is None:
-                done = _write_shard(folder, shard, source, ahead, progress)
-                journal.record(shard.file_name, done)
+                done = _write_shard(
+                    folder / shard.file_name, shard, source, ahead, flusher, progress
+                )
+                record = partial(journal.record, shard.file_name, done)
+                flusher.flush(folder / shard.file_name, record)
             checksums |= done
     if len(shards) > 1:
         weight_map = {name: shard.file_name for shard in shards for name in shard.names}
@@ -92,10 +96,11 @@ def write_hf(
 
 
 def _write_shard(
-    folder: Path,
+    path: Path,
     shard: Shard,
     source: TensorSource,
     ahead: Prefetched,
+    flusher: Flusher,
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write one file; dtype, shape and checksum of its tensors."""
@@ -110,8 +115,8 @@ def _write_shard(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-    found = {}
-    with (folder / shard.file_name).open("wb", buffering=0) as file:
+    found, flushed = {}, 0
+    with path.open("wb", buffering=0) as file:
         _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
         for name in shard.names:
             tensor, checksum = ahead.tensor(name)
@@ -125,7 +130,9 @@ def _write_shard(
             }
             if progress is not None:
                 progress.add(name, tensor)
-        os.fsync(file.fileno())
+            if file.tell() - flushed >= FLUSH_BYTES:
+                flusher.flush(path)
+                flushed = file.tell()
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_llava.convert.convert import check_shapes
 from megatron_llava.convert.places import places
@@ -123,41 +124,52 @@ class MegatronReader:
             ValueError: a chunk cannot be read, or its bytes are not those that were converted.
         """
         place = self._places[name]
-        # Zero would be a silent hole; chunks are checked to cover the parameter below.
-        target = torch.empty(place.sizes, dtype=self.dtype(name))
         wanted = ChunkStorageMetadata(torch.Size(place.offsets), torch.Size(place.sizes))
         items = create_read_items_for_chunk_list(place.key, self._tensors[place.key], [wanted])
-        covered = sum(item.lengths.numel() for item in items)
-        if covered != target.numel():
+        covered, needed = sum(item.lengths.numel() for item in items), wanted.sizes.numel()
+        if covered != needed:  # a hole would silently hold anything
             raise CheckpointError(
-                f"{self.directory}: chunks of {place.key} cover {covered} of {target.numel()} "
+                f"{self.directory}: chunks of {place.key} cover {covered} of {needed} "
                 f"numbers of {name}"
             )
         try:
-            self._reader.read_data(LoadPlan(items), cast(LoadPlanner, _Into(target))).wait()
+            found = self._read(items, wanted.sizes).reshape(place.shape)
         except Exception as error:  # zip, pickle, OS and shape errors of a damaged file
             raise CheckpointError(
                 f"{self.directory}: {name} cannot be read ({type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else ''})"
             ) from None
-        found = target.reshape(place.shape)
+        if found.dtype != self.dtype(name):
+            raise CheckpointError(
+                f"{self.directory}: {name} is {found.dtype} and should be {self.dtype(name)}"
+            )
         check_checksum(str(self.directory), name, found, self._checksums)
         return found
 
+    def _read(self, items: list[ReadItem], sizes: torch.Size) -> Tensor:
+        """Put the chunks together; what is stored as one chunk is not copied again.
 
-class _Into:
-    """What torch's reader asks for: where the numbers of a chunk go."""
+        torch's own reader copies every chunk, which costs as much as reading it.
+        """
+        if len(items) == 1 and items[0].lengths == sizes:
+            return self._chunk(items[0])
+        first = self._chunk(items[0])
+        target = first.new_empty(sizes)
+        for number, item in enumerate(items):
+            part = self._chunk(item) if number else first
+            assert part.dtype == target.dtype, f"chunks of {part.dtype} and {target.dtype}"
+            _narrowed(target, item.dest_offsets, item.lengths).copy_(part)
+        return target
 
-    def __init__(self, target: Tensor) -> None:
-        self._target = target
+    def _chunk(self, item: ReadItem) -> Tensor:
+        info = self._metadata.storage_data[item.storage_index]
+        with (self.directory / info.relative_path).open("rb") as file:
+            view = cast(IO[bytes], _create_file_view(file, info.offset, info.length))
+            stored: Tensor = torch.load(view, map_location="cpu", weights_only=True)
+        return _narrowed(stored, item.storage_offsets, item.lengths)
 
-    def resolve_tensor(self, item: ReadItem) -> Tensor:
-        found = self._target
-        for dimension, (start, length) in enumerate(
-            zip(item.dest_offsets, item.lengths, strict=True)
-        ):
-            found = found.narrow(dimension, start, length)
-        return found
 
-    def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
-        """Nothing: the numbers are there."""
+def _narrowed(tensor: Tensor, offsets: torch.Size, lengths: torch.Size) -> Tensor:
+    for dimension, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
+        tensor = tensor.narrow(dimension, start, length)
+    return tensor

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,15 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.serialization import get_crc32_options, set_crc32_options
 
+from megatron_llava.convert.flushed import Flusher
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.places import Place, places
 from megatron_llava.convert.prefetched import Prefetched
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.tensor_source import TensorSource
+from megatron_llava.convert.weight_files import byte_view
 from megatron_llava.convert.weights_folder import CHECKSUM_FILE
 
 PART_BYTES = 10**9
@@ -69,24 +74,43 @@ def _write_parts(directory: Path, planner: _LazyPlanner, journal: Journal, part_
     """Write every part that is not there yet, the metadata and the checksums."""
     plans = [SavePlan(items) for items in planner.parts(part_bytes)]
     plans, metadata = create_default_global_save_plan(plans)
-    writer = FileSystemWriter(directory, single_file_per_rank=True, thread_count=1)
+    writer = FileSystemWriter(
+        directory, single_file_per_rank=True, sync_files=False, thread_count=1
+    )
     writer.set_up_storage_writer(is_coordinator=True)
     results: list[list[WriteResult]] = []
     checksums: dict[str, Any] = {}
-    for number, plan in enumerate(writer.prepare_global_plan(plans)):
-        step = f"part {number}"
-        done = journal.result(step)
-        if done is None:
-            planner.checksums.clear()
-            written = writer.write_data(plan, planner).value()
-            items = [_as_json(result) for result in written]
-            done = {"items": items, "checksums": dict(planner.checksums)}
-            journal.record(step, done)
-        results.append([_from_json(entry) for entry in done["items"]])
-        checksums |= {name: {"crc32": value} for name, value in done["checksums"].items()}
+    with Flusher() as flusher, _without_zip_checksums():
+        for number, plan in enumerate(writer.prepare_global_plan(plans)):
+            step = f"part {number}"
+            done = journal.result(step)
+            if done is None:
+                planner.checksums.clear()
+                written = writer.write_data(plan, planner).value()
+                items = [_as_json(result) for result in written]
+                done = {"items": items, "checksums": dict(planner.checksums)}
+                for name in sorted({item["file"] for item in items}):
+                    flusher.flush(directory / name)
+                flusher.flush(directory, partial(journal.record, step, done))
+            results.append([_from_json(entry) for entry in done["items"]])
+            checksums |= {name: {"crc32": value} for name, value in done["checksums"].items()}
     writer.finish(metadata, results)
     text = json.dumps({"algorithm": "crc32", "tensors": checksums}, indent=2, sort_keys=True)
     (directory / CHECKSUM_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _without_zip_checksums() -> Iterator[None]:
+    """Have torch.save not sum what it writes: its CRC takes as long as the disk, and we have ours.
+
+    torch.load does not look at it.
+    """
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
 
 
 class _LazyPlanner(DefaultSavePlanner):
@@ -138,8 +162,7 @@ class _LazyPlanner(DefaultSavePlanner):
         whole = self._parameter(name).reshape(self._places[name].sizes)
         for dimension in range(axes, len(chunk.sizes)):
             whole = whole.narrow(dimension, chunk.offsets[dimension], chunk.sizes[dimension])
-        # A view would be stored with all of its storage.
-        return whole.clone() if whole.numel() * whole.element_size() < _storage(whole) else whole
+        return _with_storage_of_its_own_size(whole)
 
     def _parameter(self, name: str) -> Tensor:
         # The halves of a parameter are asked for one after the other.
@@ -152,8 +175,11 @@ class _LazyPlanner(DefaultSavePlanner):
         return self._last[1]
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
+def _with_storage_of_its_own_size(tensor: Tensor) -> Tensor:
+    """The same memory: torch.save would store a view with everything that it is a view of."""
+    if tensor.nbytes == tensor.untyped_storage().nbytes():
+        return tensor
+    return torch.frombuffer(byte_view(tensor), dtype=tensor.dtype).reshape(tensor.shape)
 
 
 def _items(place: Place, dtype: torch.dtype) -> Iterator[WriteItem]:
