@@ -1,6 +1,6 @@
 """Whole folders: a Hugging Face folder to the root of a Megatron checkpoint, and back.
 
-One tensor is in memory at a time. Megatron-core is imported inside the functions:
+A few tensors are in memory at a time. Megatron-core is imported inside the functions:
 `single_process` must set the platform up first.
 """
 
