@@ -32,9 +32,14 @@ def parse_arguments() -> PreprocessSettings:
         "--input",
         type=Path,
         required=True,
-        help="records: a .json list, .jsonl lines, {a,b} in its name, or a .yaml mixture",
+        help="records: a .json list, .jsonl lines, .parquet, a WebDataset .tar, a folder of the "
+        "Hub or of datasets' save_to_disk, {a,b}, {00..99} or * in the name, or a .yaml mixture",
     )
-    add("--image-folder", type=Path, required=True, help="image paths are relative to it")
+    add(
+        "--image-folder",
+        type=Path,
+        help="image paths are relative to it; not needed where the records hold their images",
+    )
     add("--tokenizer-model", required=True, help="Hugging Face folder or SentencePiece .model")
     add("--tokenizer-type", default="auto", choices=TOKENIZER_TYPES)
     add(

@@ -1,10 +1,11 @@
-"""Several record files as one: braces, and LLaVA's YAML mixtures with a sampling strategy for each.
+"""Several sources as one: braces, and LLaVA's YAML mixtures with a sampling strategy for each.
 
     datasets:
       - json_path: /data/llava_{aokvqa,chartqa}.json
         sampling_strategy: "first:10%"     all (default) | first:N | end:N | random:N, or N%
       - json_path: /data/sharegpt4v.jsonl
         weight: 2.5                         two whole passes and a random half
+      - json_path: /data/LLaVA-OneVision-Data        what `open_source` reads is read here too
 
 N% is ceil(N * records / 100) records, as in LLaVA-NeXT. Random choices come from a seed, so that
 every machine makes the same; LLaVA's are unseeded.
@@ -18,36 +19,29 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
 
-from megatron_llava.data.records import RecordFile
+from megatron_llava.data.sources import Source, open_source
 
 _STRATEGY = re.compile(r"(first|end|random):([0-9]+)(%?)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 _KEYS = ("json_path", "sampling_strategy", "weight")
-
-
-class Records(Protocol):
-    """What preprocessing reads: raw records with the place where each was found."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A file and how often each of its records is taken: counts int64 [records]."""
+    """A source and how often each of its records is taken: counts int64 [records]."""
 
-    file: RecordFile
+    file: Source
     counts: np.ndarray
 
 
 class Mixture:
-    """The chosen records of several files, file by file, in their order.
+    """The chosen records of several sources, one by one, in their order.
 
     Args:
         parts: at least one; a record that is taken several times comes in as many passes.
@@ -60,11 +54,20 @@ class Mixture:
         return sum(int(part.counts.sum()) for part in self.parts)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return self.between(0, len(self))
+
+    def between(self, begin: int, end: int) -> Iterator[tuple[str, Any]]:
+        """The records from number `begin` up to `end`; what lies outside is not read."""
+        passed = 0
         for part in self.parts:
             for taken in range(int(part.counts.max(initial=0))):
-                for record, count in zip(part.file, part.counts.tolist(), strict=True):
-                    if count > taken:
-                        yield record
+                wanted = part.counts > taken
+                numbers = np.flatnonzero(wanted)
+                wanted[numbers[: max(begin - passed, 0)]] = False
+                wanted[numbers[max(end - passed, 0) :]] = False
+                passed += len(numbers)
+                if wanted.any():
+                    yield from part.file.chosen(wanted)
 
     def describe(self) -> list[str]:
         """One line for each file: records taken, of how many."""
@@ -75,7 +78,7 @@ class Mixture:
 
 
 def open_records(path: str | Path, seed: int = 0) -> Mixture:
-    """Open what --input names: a .json or .jsonl file, `{a,b}` in its name, or a YAML mixture.
+    """Open what --input names: what `open_source` reads, braces in its name, or a YAML mixture.
 
     Raises:
         ValueError: one line naming the file, entry or strategy.
@@ -83,17 +86,27 @@ def open_records(path: str | Path, seed: int = 0) -> Mixture:
     text = str(path)
     if text.endswith((".yaml", ".yml")):
         return Mixture(_read_yaml(Path(text), seed))
-    files = [RecordFile(name) for name in expand_braces(text)]
+    files = [open_source(name) for name in expand_braces(text)]
     return Mixture([Chosen(file=file, counts=np.ones(len(file), np.int64)) for file in files])
 
 
 def expand_braces(text: str) -> list[str]:
-    """`a{b,c}d` as `abd` and `acd`; several pairs give every combination, in order."""
+    """`a{b,c}d` as `abd` and `acd`, `{08..10}` as 08, 09 and 10; several give every combination."""
     match = _BRACES.search(text)
     if match is None:
         return [text]
     head, tail = text[: match.start()], text[match.end() :]
-    return [name for word in match[1].split(",") for name in expand_braces(head + word + tail)]
+    return [name for word in _words(match[1]) for name in expand_braces(head + word + tail)]
+
+
+def _words(inside: str) -> list[str]:
+    numbers = _RANGE.fullmatch(inside)
+    if numbers is None:
+        return inside.split(",")
+    first, last = numbers.groups()
+    if int(first) > int(last):
+        raise ValueError(f"{{{inside}}}: counts from {first} up to {last}, which is none")
+    return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
 
 
 def _read_yaml(path: Path, seed: int) -> list[Chosen]:
@@ -117,7 +130,7 @@ def _read_yaml(path: Path, seed: int) -> list[Chosen]:
             raise ValueError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
         for name in expand_braces(entry["json_path"]):
             # A path in a mixture is as the user of the mixture would write it.
-            file = RecordFile(name)
+            file = open_source(name)
             strategy = entry.get("sampling_strategy", "all")
             counts = chosen_counts(len(file), strategy, _seed_of(seed, number, name), where)
             weight = entry.get("weight", 1)

@@ -18,7 +18,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from megatron_llava.data.mixture import Records, open_records
+from megatron_llava.data.image_source import read_image
+from megatron_llava.data.mixture import Mixture, open_records
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.store_files import check_output_prefix
 from megatron_llava.text.conversation import encode_conversation
@@ -39,7 +40,7 @@ class PreprocessSettings:
     """The flags of tools/preprocess_data.py, under their names."""
 
     input: Path
-    image_folder: Path
+    image_folder: Path | None = None
     tokenizer_model: str
     tokenizer_type: str = "auto"
     conversation_template: str = "qwen_1_5"
@@ -85,7 +86,7 @@ class EncodedRecord:
 def encode_record(
     raw: Any,
     source: str,
-    image_folder: Path,
+    image_folder: Path | None,
     tokenizer: Tokenizer,
     template: Template,
     *,
@@ -113,13 +114,9 @@ def encode_record(
     )
     images, sizes = [], []
     for name in record.images:
-        path = image_folder / name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{source}: cannot read image {path}: {error.strerror}") from error
+        data, called = read_image(name, image_folder, source)
         images.append(data)
-        sizes.append(image_size(data, f"{source}: image {path}", verify=verify_images))
+        sizes.append(image_size(data, f"{source}: image {called}", verify=verify_images))
     return EncodedRecord(
         token_ids=encoded.token_ids, label_mask=encoded.label_mask, images=images, sizes=sizes
     )
@@ -138,7 +135,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         raise ValueError(f"--workers {settings.workers}: expected at least 1")
     if settings.max_bad_records < 0:
         raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
-    if not settings.image_folder.is_dir():
+    if settings.image_folder is not None and not settings.image_folder.is_dir():
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
     tokenizer, template = _load_text(settings)
     records = _Shard(open_records(settings.input, settings.seed), *settings.shard)
@@ -180,7 +177,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
 class _Shard:
     """Share `number` of `count` of some records: the shares one after the other are all of them."""
 
-    def __init__(self, records: Records, number: int, count: int) -> None:
+    def __init__(self, records: Mixture, number: int, count: int) -> None:
         if not 0 <= number < count:
             raise ValueError(f"--shard {number}/{count}: shards are 0/N to N-1/N")
         self._records = records
@@ -195,7 +192,7 @@ class _Shard:
         return self._end - self._begin
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return islice(iter(self._records), self._begin, self._end)
+        return self._records.between(self._begin, self._end)
 
 
 def _too_many_bad(message: str, bad: int, allowed: int) -> str:

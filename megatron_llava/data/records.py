@@ -1,16 +1,22 @@
 """LLaVA training records: one JSON list, or JSON lines, with the place where each record was read.
 
 A record is an object with `conversations` (a list of turns), an optional `id` and an optional
-`image` (one path or a list of paths, relative to the image folder). Every other key is ignored. The
-layout is the one of LLaVA's published instruction files.
+`image` (one path or a list of paths, relative to the image folder). The chat formats' `messages`
+and `images` are read as well; every other key is ignored. The layout is the one of LLaVA's
+published instruction files.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from megatron_llava.data.image_source import FileSlice, ImageBytes, ImageSource
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.conversation import turns_from_record
 from megatron_llava.text.templates import Turn
 
@@ -21,16 +27,32 @@ class Record:
 
     Attributes:
         id: the record's own id as text, '' where it has none.
-        images: image paths as written in the file, in the order of their placeholders.
+        images: paths as written in the file, or where the bytes are, in the order of their
+            placeholders.
         turns: at least one turn.
         source: 'file:line' for JSON lines, 'file: record 17 (id=...)' for a JSON list, counted
             from 0; it begins every message about the record.
     """
 
     id: str
-    images: tuple[str, ...]
+    images: tuple[ImageSource, ...]
     turns: tuple[Turn, ...]
     source: str
+
+
+@dataclass(frozen=True)
+class WithImages:
+    """A raw record whose images lie beside it.
+
+    Attributes:
+        text: a JSON object, or a caption of all the images; None where there is neither.
+        is_caption: which of the two.
+        images: all images of the record.
+    """
+
+    text: bytes | None
+    is_caption: bool
+    images: tuple[FileSlice, ...]
 
 
 class RecordFile:
@@ -73,12 +95,18 @@ class RecordFile:
                 if line.strip():
                     yield f"{self.path}:{number}", line
 
+    def chosen(self, wanted: NDArray[Any]) -> Iterator[tuple[str, Any]]:
+        """Only the records that are wanted: bool [records]."""
+        return compress(self, wanted.tolist())
+
 
 def _read_json_list(path: Path) -> list[Any]:
     try:
         items = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: not valid JSON: nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid UTF-8 at byte {error.start}") from error
     if not isinstance(items, list):
@@ -97,6 +125,13 @@ def parse_record(raw: Any, source: str) -> Record:
     Raises:
         ValueError: one line that starts with `source`.
     """
+    images: tuple[ImageSource, ...] | None = None
+    if isinstance(raw, WithImages):
+        if raw.text is None:
+            raise ValueError(f"{source}: has neither a .json nor a .txt")
+        if raw.is_caption:
+            return _captioned(raw.text, raw.images, source)
+        images, raw = raw.images, raw.text
     if isinstance(raw, bytes):
         try:
             raw = json.loads(raw)
@@ -104,23 +139,70 @@ def parse_record(raw: Any, source: str) -> Record:
             raise ValueError(f"{source}: not valid JSON: {error.msg}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: not valid UTF-8 at byte {error.start}") from error
+        except RecursionError:
+            raise ValueError(f"{source}: not valid JSON: nested too deeply") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{source}: expected an object, found {_kind(raw)}")
+    named = _images(_either(raw, "image", "images", source), source)
+    if images is not None and named:
+        images = tuple(_beside(name, images, source) for name in named)
     return Record(
         id=str(raw.get("id", "")),
-        images=_images(raw.get("image"), source),
-        turns=_turns(raw.get("conversations"), source),
+        images=named if images is None else images,
+        turns=_turns(_either(raw, "conversations", "messages", source), source),
         source=source,
     )
 
 
-def _images(value: Any, source: str) -> tuple[str, ...]:
+def _captioned(text: bytes, images: tuple[FileSlice, ...], source: str) -> Record:
+    try:
+        caption = text.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not valid UTF-8 at byte {error.start}") from error
+    placeholders = "\n".join([IMAGE_PLACEHOLDER] * len(images))
+    turns = (Turn("human", placeholders), Turn("gpt", caption))
+    return Record(id="", images=images, turns=turns, source=source)
+
+
+def _either(raw: dict[str, Any], ours: str, other: str, source: str) -> Any:
+    """The value of one of two keys."""
+    if raw.get(ours) is not None and raw.get(other) is not None:
+        raise ValueError(f"{source}: has both {ours!r} and {other!r}; which one counts is unclear")
+    return raw.get(ours) if raw.get(ours) is not None else raw.get(other)
+
+
+def _beside(name: ImageSource, images: tuple[ImageSource, ...], source: str) -> FileSlice:
+    """The image of a sample that a record names by its file name, or the end of it."""
+    assert isinstance(name, str)
+    members = [image for image in images if isinstance(image, FileSlice)]
+    found = [m for m in members if f"/{m.name}".endswith((f"/{name}", f".{name}"))]
+    if len(found) != 1:
+        raise ValueError(
+            f"{source}: {len(found)} images of the sample are called {name}; it has "
+            f"{[member.name for member in members]}"
+        )
+    return found[0]
+
+
+def _images(value: Any, source: str) -> tuple[ImageSource, ...]:
     if value is None:
         return ()
-    paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+    items = value if isinstance(value, list) else [value]
+    return tuple(_image(item, number, source) for number, item in enumerate(items))
+
+
+def _image(item: Any, number: int, source: str) -> ImageSource:
+    """One image: a path, bytes, or the {bytes, path} of Hugging Face datasets."""
+    name = f"image {number} of the record"
+    if isinstance(item, Mapping):
+        data, path = item.get("bytes"), item.get("path")
+        item = data if isinstance(data, bytes) else path
+        name = path or name if isinstance(path, str) else name
+    if isinstance(item, bytes):
+        return ImageBytes(item, name)
+    if not isinstance(item, str) or not item:
         raise ValueError(f"{source}: 'image' must be a path or a list of paths")
-    return tuple(paths)
+    return item
 
 
 def _turns(value: Any, source: str) -> tuple[Turn, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from megatron_llava.data.image_source import read_image
 from megatron_llava.data.records import RecordFile, parse_record
 from megatron_llava.data.store import Sample
 from megatron_llava.inference.generate import prompt_sample
@@ -58,11 +59,9 @@ def read_questions(
         human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
         if human is None or [turn.role for turn in record.turns[human + 1 : human + 2]] != ["gpt"]:
             raise ValueError(f"{source}: no question with an answer after it")
-        images = [_image(Path(image_folder) / name, source, blank_images) for name in record.images]
-        sizes = [
-            image_size(data, f"{source}: {name}")
-            for data, name in zip(images, record.images, strict=True)
-        ]
+        read = [read_image(image, Path(image_folder), source) for image in record.images]
+        sizes = [image_size(data, f"{source}: {name}") for data, name in read]
+        images = [_grey(size) for size in sizes] if blank_images else [data for data, _ in read]
         token_ids = encode_prompt(
             record.turns[: human + 1], len(images), tokenizer, template, source
         )
@@ -70,7 +69,7 @@ def read_questions(
             Question(
                 id=record.id,
                 kind=str(kind),
-                images=record.images,
+                images=tuple(str(image) for image in record.images),
                 text=record.turns[human].text,
                 truth=record.turns[human + 1].text,
                 prompt=prompt_sample(token_ids, images, sizes, source),
@@ -79,14 +78,7 @@ def read_questions(
     return questions
 
 
-def _image(path: Path, source: str, blank: bool) -> bytes:
-    """The bytes of an image file, or of a grey picture of the same size."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{source}: cannot read {path}: {error.strerror}") from None
-    if not blank:
-        return data
+def _grey(size: tuple[int, int]) -> bytes:
     encoded = io.BytesIO()
-    Image.new("RGB", image_size(data, f"{source}: {path}"), (128, 128, 128)).save(encoded, "PNG")
+    Image.new("RGB", size, (128, 128, 128)).save(encoded, "PNG")
     return encoded.getvalue()
