@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,10 +31,11 @@ def open_image(data: bytes, source: str) -> Image.Image:
         source: where the bytes come from, for the error.
 
     Raises:
-        ValueError: the bytes are no image, are cut short, or unfold to too many pixels.
+        ValueError: the bytes are no image, are cut short, unfold to more than Pillow's limit of
+            178,956,970 pixels, or are 16-bit or floating-point grey.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             return image.convert("RGB")
     except MemoryError:
         raise
@@ -54,7 +56,7 @@ def image_size(data: bytes, source: str, *, verify: bool = False) -> Size:
             size than the header says.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             size = image.size
     except Exception as error:  # as in open_image
         raise _unreadable(data, source, error) from None
@@ -132,6 +134,19 @@ def normalize_tiles(
     std_row = torch.tensor(list(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
     pixels = tiles_uint8.to(torch.float32).div_(scale).sub_(mean_row).div_(std_row)
     return pixels.to(dtype)
+
+
+def _opened(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        # From half of the limit on Pillow warns.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"grey values of mode {image.mode} would nearly all become white in RGB; save it with "
+            "8 bits per channel"
+        )
+    return image
 
 
 def _unreadable(data: bytes, source: str, error: Exception) -> ValueError:
