@@ -67,7 +67,14 @@ def parse_arguments() -> PreprocessSettings:
         default="full",
         help="decode every image once to find damaged ones, or read headers only (default: full)",
     )
-    add("--seed", type=int, default=0, help="of random choices in a mixture (default: 0)")
+    add(
+        "--multi-image-placement",
+        default="interleaved",
+        metavar="HOW",
+        help="several images: interleaved as written, front, or mixed:S for a share S in front "
+        "(default: interleaved)",
+    )
+    add("--seed", type=int, default=0, help="of random choices (default: 0)")
     add(
         "--shard",
         type=shard,

@@ -20,10 +20,12 @@ import numpy as np
 
 from megatron_llava.data.image_source import read_image
 from megatron_llava.data.mixture import Mixture, open_records
+from megatron_llava.data.record_progress import RecordProgress
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.store_files import check_output_prefix
 from megatron_llava.text.conversation import encode_conversation
 from megatron_llava.text.known_templates import get_template
+from megatron_llava.text.placement import front_share, place_images
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_llava.vision.tiles import image_size
@@ -32,7 +34,6 @@ from megatron_llava.vision.tiles import image_size
 # image bytes of all chunks in flight (4 per worker) fit in memory.
 _CHUNK = 16
 _CHUNKS_IN_FLIGHT = 4
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class PreprocessSettings:
     tokenizer_type: str = "auto"
     conversation_template: str = "qwen_1_5"
     label_compat: str = "none"
+    multi_image_placement: str = "interleaved"
     output_prefix: Path
     workers: int = 1
     max_bad_records: int = 0
@@ -92,6 +94,8 @@ def encode_record(
     *,
     llava_labels: bool = False,
     verify_images: bool = True,
+    share_in_front: float = 0.0,
+    seed: int = 0,
 ) -> EncodedRecord:
     """Check and tokenise one raw record, and read its images.
 
@@ -99,13 +103,14 @@ def encode_record(
         llava_labels: see `encode_conversation`.
         verify_images: decode every image in full once, so that a cut file is found here and not
             while training; else only its header is read.
+        share_in_front, seed: see `place_images`.
 
     Raises:
         ValueError: one line that starts with `source`.
     """
     record = parse_record(raw, source)
     encoded = encode_conversation(
-        record.turns,
+        place_images(record.turns, share_in_front, seed),
         len(record.images),
         tokenizer,
         template,
@@ -137,18 +142,18 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
     if settings.image_folder is not None and not settings.image_folder.is_dir():
         raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
+    front_share(settings.multi_image_placement)
     tokenizer, template = _load_text(settings)
     records = _Shard(open_records(settings.input, settings.seed), *settings.shard)
     # Core takes seconds to import: not before what may end the run at once, and never in a worker.
     from megatron_llava.data.store_writer import StoreWriter
 
-    progress = _Progress(len(records), log)
+    progress = RecordProgress(len(records), log)
     bad = 0
     writer = StoreWriter(
         settings.output_prefix,
         tokenizer_fingerprint=tokenizer.fingerprint(),
-        conversation_template=settings.conversation_template
-        + (" with llava's labels" if settings.label_compat == "llava" else ""),
+        conversation_template=_described(settings),
         overwrite=settings.overwrite,
     )
     with writer, closing(_encoded(records, settings)) as results:
@@ -201,6 +206,16 @@ def _too_many_bad(message: str, bad: int, allowed: int) -> str:
     return f"{message}; this is bad record {bad}, --max-bad-records is {allowed}"
 
 
+def _described(settings: PreprocessSettings) -> str:
+    """How text was made of records, for the manifest."""
+    text = settings.conversation_template
+    if settings.label_compat == "llava":
+        text += " with llava's labels"
+    if settings.multi_image_placement != "interleaved":
+        text += f", several images {settings.multi_image_placement}"
+    return text
+
+
 def _load_text(settings: PreprocessSettings) -> tuple[Tokenizer, Template]:
     if settings.conversation_template != "hf":
         get_template(settings.conversation_template)
@@ -244,6 +259,8 @@ class _ChunkEncoder:
         self._image_folder = settings.image_folder
         self._verify_images = settings.verify_images == "full"
         self._llava_labels = settings.label_compat == "llava"
+        self._share_in_front = front_share(settings.multi_image_placement)
+        self._seed = settings.seed
 
     def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
         return [self._encode(raw, source) for source, raw in chunk]
@@ -258,6 +275,8 @@ class _ChunkEncoder:
                 self._template,
                 llava_labels=self._llava_labels,
                 verify_images=self._verify_images,
+                share_in_front=self._share_in_front,
+                seed=self._seed,
             )
         except ValueError as error:
             return str(error)
@@ -287,34 +306,3 @@ def _exit_after(process: BaseProcess) -> None:
 def _encode_chunk(chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
     assert _worker_encoder is not None
     return _worker_encoder(chunk)
-
-
-class _Progress:
-    """Speed and time left: one line that is rewritten on a terminal, else a line every 10 s."""
-
-    def __init__(self, total: int, stream: TextIO) -> None:
-        self._total, self._stream, self._done = total, stream, 0
-        self._terminal = stream.isatty()
-        self._started = self._printed = time.monotonic()
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._printed >= (0.2 if self._terminal else _SECONDS_BETWEEN_LINES):
-            self._printed = now
-            rate = self._done / (now - self._started)
-            left = int((self._total - self._done) / rate)
-            text = (
-                f"{self._done}/{self._total} records, {rate:.1f} records/s, "
-                f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-            )
-            self._stream.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
-            self._stream.flush()
-
-    def print_line(self, text: str) -> None:
-        self._stream.write(f"\r{text}\x1b[K\n" if self._terminal else f"{text}\n")
-
-    def finish(self) -> None:
-        if self._terminal:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
