@@ -20,7 +20,7 @@ import numpy as np
 from report_header import header
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.row_plan import NumpyPlanner, RowPlanner, visuals_of_images
+from megatron_llava.data.row_plan import NumpyPlanner, RowPlanner, visuals_of_samples
 from megatron_llava.data.row_plan_library import CompiledPlanner, row_planner
 from megatron_llava.vision.anyres import parse_grid_pinpoints, select_best_resolution
 from megatron_llava.vision.token_layout import image_layout
@@ -54,12 +54,12 @@ class Pack:
         for number, (width, height) in enumerate(cycle(SIZES)):
             # No two images of a pack have one size, as in a real mixture.
             size = (width + 2 * number, height + number)
-            visuals = visuals_of_images([[one] for one in [*sizes, size]], settings)
+            visuals = visuals_of_samples([[one] for one in [*sizes, size]], settings)
             tokens, _ = NumpyPlanner().count(visuals, settings)
             if tokens.sum() > rows:
                 break
             sizes.append(size)
-        self.visuals = visuals_of_images([[size] for size in sizes], settings)
+        self.visuals = visuals_of_samples([[size] for size in sizes], settings)
         tokens, views = NumpyPlanner().count(self.visuals, settings)
         self.num_features = int(views.sum()) * settings.tokens_per_view
         text = (rows - int(tokens.sum())) // len(sizes)

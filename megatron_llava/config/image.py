@@ -77,6 +77,11 @@ class ImageSettings:
     tile_position_embedding: bool = False
     """Whether a learned row is added to the features of a tile, by its place in the grid."""
 
+    mm_spatial_pool_mode: str = "bilinear"
+    mm_spatial_pool_stride: int = 2
+    mm_newline_position: str = "one_token"
+    """Of the frames of a video: see VideoSettings."""
+
     def __post_init__(self) -> None:
         check_patch_size(self.tile_size, self.patch_size)
         if not self._is_known_aspect_ratio():

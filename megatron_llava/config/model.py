@@ -212,6 +212,23 @@ class ImageConfig:
         "grid",
         from_checkpoint="overridable",
     )
+    mm_spatial_pool_mode: Literal["bilinear", "average"] = flag(
+        "bilinear",
+        "How the features of a video's frame are pooled: bilinear rounds up to 196 tokens of 729, "
+        "average down to 169",
+        from_checkpoint="overridable",
+    )
+    mm_spatial_pool_stride: int = flag(
+        2,
+        "Features per token along each side of a frame; 1 does not pool",
+        from_checkpoint="overridable",
+    )
+    mm_newline_position: Literal["grid", "frame", "one_token", "no_token"] = flag(
+        "one_token",
+        "Where image_newline stands in a video: after each row of a frame, after each frame, at "
+        "its end (LLaVA-OneVision, transformers), or nowhere",
+        from_checkpoint="overridable",
+    )
     image_mean: tuple[float, ...] | None = flag(
         None,
         "Mean of the red, green and blue channel, of 1",

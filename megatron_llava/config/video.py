@@ -1,8 +1,14 @@
 """What decides the visual tokens of a video."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from megatron_llava.config.image import check_choice, check_merge_type, check_patch_size
+from megatron_llava.config.image import (
+    ImageSettings,
+    check_choice,
+    check_merge_type,
+    check_patch_size,
+)
 
 POOL_MODES = ("bilinear", "average")
 NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
@@ -95,3 +101,21 @@ class VideoSettings:
         if self.mm_newline_position == "one_token" and "unpad" not in merge_type:
             return "no_token"
         return self.mm_newline_position
+
+
+@lru_cache(maxsize=64)
+def video_settings(image: ImageSettings) -> VideoSettings:
+    """What decides the tokens of the videos of a run with these image settings.
+
+    Raises:
+        ValueError: one line naming the flag.
+    """
+    return VideoSettings(
+        tile_size=image.tile_size,
+        patch_size=image.patch_size,
+        mm_patch_merge_type=image.mm_patch_merge_type,
+        mm_spatial_pool_mode=image.mm_spatial_pool_mode,
+        mm_spatial_pool_stride=image.mm_spatial_pool_stride,
+        mm_newline_position=image.mm_newline_position,
+        image_start_end=image.image_start_end,
+    )

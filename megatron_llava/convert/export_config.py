@@ -34,10 +34,16 @@ _ANYRES = FIXED_IN_LLAVA | {
     "unpad_round": "hf",
     "image_newline": True,
 }
+# What transformers makes of a video, and what a model.yaml that does not say means.
+VIDEO_OF_HF = {
+    "mm_spatial_pool_mode": "bilinear",
+    "mm_spatial_pool_stride": 2,
+    "mm_newline_position": "one_token",
+}
 FIXED_IN_HF = {
     "llava": FIXED_IN_LLAVA | {"mm_patch_merge_type": "flat", "image_newline": False},
     "llava_next": _ANYRES | {"image_aspect_ratio": "anyres"},
-    "llava_onevision": _ANYRES,
+    "llava_onevision": _ANYRES | VIDEO_OF_HF,
 }
 STATED_IN_HF = (
     "language_model_type",
@@ -126,7 +132,7 @@ def write_new_hf_files(
 def check_fixed(mapping: dict[str, Any], model_type: str) -> None:
     """ValueError where a class of transformers cannot compute an image setting."""
     for field, value in FIXED_IN_HF[model_type].items():
-        if mapping.get(field) != value:
+        if mapping.get(field, VIDEO_OF_HF.get(field)) != value:
             raise ValueError(
                 f"model.yaml: {field} is {mapping.get(field)}, which {model_type} of transformers "
                 f"cannot compute; it has {value} only"

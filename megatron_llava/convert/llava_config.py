@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.projector import parse_projector_type
+from megatron_llava.config.video import video_settings
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import text_fields, vision_fields
@@ -32,6 +33,9 @@ _TEXT_OF_TYPE = {
     "qwen2": "qwen2",
 }
 MODEL_TYPE = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
+# And what the original code does where the file does not say. Not mm_spatial_pool_stride: that it
+# stores, and pools by 2.
+VIDEO_KEYS = {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}
 KNOWN_TOWERS: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14-336": CLIP_L_336,
     "openai/clip-vit-large-patch14": CLIP_L_336 | {"image_size": 224},
@@ -151,6 +155,7 @@ def _image_fields(
         "image_mean": [float(value) for value in processor.get("image_mean") or mean],
         "image_std": [float(value) for value in processor.get("image_std") or std],
     }
+    fields |= {key: config[key] for key in VIDEO_KEYS if config.get(key) is not None}
     grids = config.get("image_grid_pinpoints")
     if grids and "anyres" in ratio:
         fields["image_grid_pinpoints"] = grids if isinstance(grids, str) else [*map(list, grids)]
@@ -163,7 +168,7 @@ def _check_images(fields: dict[str, Any], side: int, patch: int) -> None:
 
     grids = fields.get("image_grid_pinpoints")
     try:
-        ImageSettings(
+        settings = ImageSettings(
             tile_size=side,
             patch_size=patch,
             image_aspect_ratio=fields["image_aspect_ratio"],
@@ -174,7 +179,9 @@ def _check_images(fields: dict[str, Any], side: int, patch: int) -> None:
             image_mean=tuple(fields["image_mean"]),
             image_std=tuple(fields["image_std"]),
             image_newline=fields["image_newline"],
+            **{key: fields[key] for key in VIDEO_KEYS if key in fields},
         )
+        video_settings(settings)
     except ValueError as error:
         raise ValueError(f"config.json: {error}") from None
 
@@ -217,6 +224,10 @@ def llava_config(mapping: dict[str, Any], base: dict[str, Any], dtype_name: str)
         "image_aspect_ratio": mapping["image_aspect_ratio"],
         "use_mm_proj": True,
     }
+    for key, value in VIDEO_KEYS.items():
+        found = mapping.get(key, value)
+        if key in config or found != value:
+            config[key] = found
     if text is None and "mm_vision_select_layer" in base:
         config["mm_vision_select_layer"] = base["mm_vision_select_layer"]
     if text is not None:

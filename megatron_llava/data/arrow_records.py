@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-COLUMNS = ("id", "image", "images", "conversations", "messages")
+COLUMNS = ("id", "image", "images", "video", "videos", "conversations", "messages")
 STATE_FILE = "state.json"
 _ROWS = 64  # decoded at once: their images are in memory
 

@@ -15,17 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.video import video_settings
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.row_plan import (
+    VIDEO,
     NoLayoutError,
     RowPlanner,
     Visuals,
-    visuals_of_images,
+    is_video,
+    visuals_of_samples,
 )
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.share import dealt_views
 from megatron_llava.data.store import Sample
+from megatron_llava.data.stored_video import unpack_frames
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
+from megatron_llava.vision.frames import frame_views
 from megatron_llava.vision.tile_positions import NO_POSITION, view_positions
 from megatron_llava.vision.tiles import image_views, open_image
 
@@ -74,7 +79,7 @@ def collate(
     """
     text = _Text(samples)
     planner = planner or row_planner()
-    visuals = visuals_of_images([sample.image_sizes for sample in samples], settings)
+    visuals = visuals_of_samples([sample.image_sizes for sample in samples], settings)
     image_tokens, views = _count(samples, visuals, settings, planner)
     rows_of_token = np.ones(len(text.tokens), dtype=np.int64)
     rows_of_token[text.is_image] = image_tokens
@@ -96,6 +101,7 @@ def collate(
     taps, weights, uses = planner.plan(
         visuals,
         settings,
+        video=video_settings(settings),
         visual_rows=row_starts[text.is_image],
         text_rows=row_starts[~text.is_image],
         num_features=num_features,
@@ -165,7 +171,7 @@ def _count(
         placeholders = int(np.count_nonzero(sample.token_ids == IMAGE_TOKEN_INDEX))
         assert placeholders == len(sample.image_sizes), sample.source
     try:
-        return planner.count(visuals, settings)
+        return planner.count(visuals, settings, video_settings(settings))
     except NoLayoutError as error:
         ends = np.cumsum([len(sample.image_sizes) for sample in samples])
         source = samples[int(np.searchsorted(ends, error.visual, side="right"))].source
@@ -180,8 +186,11 @@ def _positions(
         nothing: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         return nothing, nothing
     of_views: list[int] = []
-    for width, height, _, single_view, _ in visuals.tolist():
-        of_views += view_positions((width, height), settings, single_view=bool(single_view))
+    for width, height, kind, single_view, _ in visuals.tolist():
+        if kind == VIDEO:
+            of_views += [NO_POSITION] * width
+        else:
+            of_views += view_positions((width, height), settings, single_view=bool(single_view))
     # A pack without an image has one view all the same, which no row uses.
     of_views = of_views or [NO_POSITION]
     tokens = settings.tokens_per_view
@@ -198,11 +207,11 @@ def _tiles(
     first, num_views = 0, iter(views.tolist())
     for sample in samples:
         assert sample.images is not None and len(sample.images) == len(sample.image_sizes)
-        for number, data in enumerate(sample.images):
+        for number in range(len(sample.images)):
             end = first + next(num_views)
             wanted = range(max(first, share.start), min(end, share.stop))
             if wanted:
-                decoded = _views(data, sample, number, settings)
+                decoded = views_of(sample, number, settings)
                 assert len(decoded) == end - first
                 place = wanted.start - share.start
                 tiles[place : place + len(wanted)] = decoded[wanted.start - first :][: len(wanted)]
@@ -210,7 +219,16 @@ def _tiles(
     return tiles
 
 
-def _views(data: bytes, sample: Sample, number: int, settings: ImageSettings) -> NDArray[np.uint8]:
+def views_of(sample: Sample, number: int, settings: ImageSettings) -> NDArray[np.uint8]:
+    """uint8 [V, 3, S, S]: what the tower sees of one image or video of a sample.
+
+    Raises:
+        ValueError: it cannot be decoded, or has another size than was stored; names the sample.
+    """
+    assert sample.images is not None
+    data = sample.images[number]
+    if is_video(sample.image_sizes[number]):
+        return frame_views(unpack_frames(data, f"{sample.source}: video {number}"), settings)
     source = f"{sample.source}: image {number}"
     image = open_image(data, source)
     if image.size != sample.image_sizes[number]:
@@ -218,7 +236,8 @@ def _views(data: bytes, sample: Sample, number: int, settings: ImageSettings) ->
             f"{source} decodes to {image.size} pixels, stored as {sample.image_sizes[number]}"
         )
     try:
-        single_view = settings.single_view(len(sample.image_sizes))
+        images = sum(not is_video(size) for size in sample.image_sizes)
+        single_view = settings.single_view(images)
         return image_views(image, settings, single_view=single_view)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.store import SampleStore
+from megatron_llava.config.video import video_settings
+from megatron_llava.data.row_plan import is_video, visuals_of_samples
+from megatron_llava.data.row_plan_library import row_planner
+from megatron_llava.data.store import Sample, SampleStore
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.tokenizer import Tokenizer
-from megatron_llava.vision.token_layout import number_of_tokens, number_of_views
 
 
 def describe_sample(
@@ -24,15 +29,8 @@ def describe_sample(
         raise ValueError(f"store {store.prefix}: no sample {index}, it has {len(store)} (from 0)")
     store.check_tokenizer(tokenizer.fingerprint())
     sample = store.load(index, with_images=False)
-    single_view = settings.single_view(len(sample.image_sizes))
-    lines, positions = [sample.source], int(store.text_lengths[index])
-    for number, size in enumerate(sample.image_sizes):
-        views = number_of_views(size, settings, single_view=single_view)
-        tokens = number_of_tokens(size, settings, single_view=single_view, after_image=number > 0)
-        positions += tokens
-        lines.append(
-            f"image {number}: {size[0]}x{size[1]} pixels, {views} views, {tokens} visual tokens"
-        )
+    lines = [sample.source, *describe_visuals(sample, settings)]
+    positions = int(store.text_lengths[index]) + int(visual_tokens(sample, settings)[0].sum())
     lines.append(
         f"{positions} positions, of them {store.text_lengths[index]} text tokens, "
         f"{int(sample.label_mask.sum())} supervised"
@@ -43,6 +41,28 @@ def describe_sample(
         part = text_of([token for token, _ in run], tokenizer)
         text += f"[[{part}]]" if supervised else part
     return "\n".join([*lines, text])
+
+
+def visual_tokens(
+    sample: Sample, settings: ImageSettings
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens and views of each image and video of a sample."""
+    visuals = visuals_of_samples([sample.image_sizes], settings)
+    return row_planner().count(visuals, settings, video_settings(settings))
+
+
+def describe_visuals(sample: Sample, settings: ImageSettings) -> list[str]:
+    """One line for each image and video of a sample."""
+    tokens, views = visual_tokens(sample, settings)
+    return [
+        (
+            f"video {number}: {size[0]} frames, "
+            if is_video(size)
+            else f"image {number}: {size[0]}x{size[1]} pixels, {views[number]} views, "
+        )
+        + f"{tokens[number]} visual tokens"
+        for number, size in enumerate(sample.image_sizes)
+    ]
 
 
 def text_of(token_ids: Sequence[int], tokenizer: Tokenizer) -> str:

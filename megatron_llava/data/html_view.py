@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.describe import text_of
+from megatron_llava.data.collate import views_of
+from megatron_llava.data.describe import describe_visuals, text_of, visual_tokens
 from megatron_llava.data.store import Sample, SampleStore
 from megatron_llava.text.tokenizer import Tokenizer
-from megatron_llava.vision.tiles import image_views, open_image
-from megatron_llava.vision.token_layout import number_of_tokens
 
 _THUMBNAIL = 112
 _STYLE = """
@@ -53,31 +52,17 @@ def samples_page(
 
 def _section(sample: Sample, tokenizer: Tokenizer, settings: ImageSettings) -> str:
     images = "".join(_figures(sample, settings))
-    positions = len(sample.token_ids) - len(sample.image_sizes) + sum(_tokens(sample, settings))
+    visual = int(visual_tokens(sample, settings)[0].sum())
+    positions = len(sample.token_ids) - len(sample.image_sizes) + visual
     counts = f"{positions} positions, {int(sample.label_mask.sum())} supervised"
     text = "".join(_marked(sample, tokenizer))
     title = html.escape(sample.source)
     return f"<section><h2>{title}</h2><p>{counts}</p>{images}<pre>{text}</pre></section>"
 
 
-def _tokens(sample: Sample, settings: ImageSettings) -> list[int]:
-    single_view = settings.single_view(len(sample.image_sizes))
-    return [
-        number_of_tokens(size, settings, single_view=single_view, after_image=number > 0)
-        for number, size in enumerate(sample.image_sizes)
-    ]
-
-
 def _figures(sample: Sample, settings: ImageSettings) -> Iterator[str]:
-    single_view = settings.single_view(len(sample.image_sizes))
-    tokens = _tokens(sample, settings)
-    assert sample.images is not None
-    for number, (data, size) in enumerate(zip(sample.images, sample.image_sizes, strict=True)):
-        image = open_image(data, f"{sample.source}: image {number}")
-        views = image_views(image, settings, single_view=single_view)
-        shown = "".join(_image(view) for view in views)
-        caption = f"image {number}: {size[0]}x{size[1]} pixels, {len(views)} views, "
-        caption += f"{tokens[number]} visual tokens"
+    for number, caption in enumerate(describe_visuals(sample, settings)):
+        shown = "".join(_image(view) for view in views_of(sample, number, settings))
         yield f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 

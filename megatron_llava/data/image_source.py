@@ -32,8 +32,10 @@ ImageSource = str | ImageBytes | FileSlice
 """A str is a path relative to the image folder."""
 
 
-def read_image(image: ImageSource, image_folder: Path | None, source: str) -> tuple[bytes, str]:
-    """The encoded bytes of an image, and what messages call it.
+def read_image(
+    image: ImageSource, image_folder: Path | None, source: str, kind: str = "image"
+) -> tuple[bytes, str]:
+    """The encoded bytes of an image (or video: kind), and what messages call it.
 
     Raises:
         ValueError: one line that starts with `source`: a path that leads out of the image folder,
@@ -43,20 +45,30 @@ def read_image(image: ImageSource, image_folder: Path | None, source: str) -> tu
         return image.data, image.name
     if isinstance(image, FileSlice):
         return _read_slice(image, source), f"{image.path}: {image.name}"
-    if image_folder is None:
-        raise ValueError(f"{source}: names the image {image}; give --image-folder")
-    path = image_folder / image
-    # Data from elsewhere must not choose which files of this machine are read.
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(image_folder)):
-        raise ValueError(
-            f"{source}: image {image} is not inside --image-folder {image_folder}; give a folder "
-            "that holds all images"
-        )
+    path = inside(image, image_folder, source, kind)
     try:
         return path.read_bytes(), str(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{source}: cannot read image {path}: {reason}") from error
+        raise ValueError(f"{source}: cannot read {kind} {path}: {reason}") from error
+
+
+def inside(name: str, folder: Path | None, source: str, kind: str) -> Path:
+    """The path of a name, which must lie in the folder.
+
+    Raises:
+        ValueError: it does not, or there is no folder; one line that starts with `source`.
+    """
+    if folder is None:
+        raise ValueError(f"{source}: names the {kind} {name}; give --{kind}-folder")
+    path = folder / name
+    # Data from elsewhere must not choose which files of this machine are read.
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+        raise ValueError(
+            f"{source}: {kind} {name} is not inside --{kind}-folder {folder}; give a folder that "
+            f"holds all {kind}s"
+        )
+    return path
 
 
 def _read_slice(image: FileSlice, source: str) -> bytes:

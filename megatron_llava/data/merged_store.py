@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 
 from megatron_llava.data.store import Sample, Store, read_manifest
-from megatron_llava.data.store_files import FORMAT_VERSION, check_output_prefix, manifest_file
+from megatron_llava.data.store_files import (
+    COUNTS,
+    FORMAT_VERSION,
+    check_output_prefix,
+    manifest_file,
+)
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 
 # What shards have to have in common.
@@ -56,8 +61,7 @@ def merge_stores(prefix: str | Path, shards: Sequence[str | Path], *, overwrite:
                     f"has {first.manifest[key]}: preprocess them alike"
                 )
     counts = {
-        name: sum(store.manifest["counts"][name] for store in opened)
-        for name in first.manifest["counts"]
+        name: sum(store.manifest["counts"].get(name, 0) for store in opened) for name in COUNTS
     }
     manifest = {
         "format_version": FORMAT_VERSION,

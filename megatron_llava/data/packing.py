@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.video import video_settings
 from megatron_llava.data.pack_samples import one_hash, pack_samples, permutation
-from megatron_llava.data.row_plan import IMAGE, NoLayoutError
+from megatron_llava.data.row_plan import IMAGE, VIDEO, NoLayoutError
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.store import SampleStore
 
@@ -65,7 +66,7 @@ class PackingPlan:
 
 def sample_sizes(store: SampleStore, settings: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
     """int64 [n] twice: positions of each sample, its text tokens and the visual tokens of its
-    images; and the views of its images.
+    images and videos; and their views.
 
     Raises:
         ValueError: an image that the settings leave no token of; names the sample.
@@ -74,14 +75,16 @@ def sample_sizes(store: SampleStore, settings: ImageSettings) -> tuple[np.ndarra
     sample_of_image = np.repeat(np.arange(len(store)), per_sample)
     visuals = np.zeros((len(sample_of_image), 5), dtype=np.int64)
     visuals[:, :2] = store.image_sizes
-    visuals[:, 2] = IMAGE
+    is_image = visuals[:, 1] > 0
+    visuals[:, 2] = np.where(is_image, IMAGE, VIDEO)
     # Two images stand for any number of several.
-    several = per_sample[sample_of_image] > 1
-    visuals[:, 3] = several & settings.single_view(2)
-    visuals[:, 4] = np.arange(len(visuals)) > store.image_offsets[sample_of_image]
+    images = np.bincount(sample_of_image[is_image], minlength=len(store))
+    visuals[:, 3] = (images[sample_of_image] > 1) & is_image & settings.single_view(2)
+    after_another = np.arange(len(visuals)) > store.image_offsets[sample_of_image]
+    visuals[:, 4] = after_another & is_image
     unique, first, inverse = np.unique(visuals, axis=0, return_index=True, return_inverse=True)
     try:
-        tokens, views = row_planner().count(unique, settings)
+        tokens, views = row_planner().count(unique, settings, video_settings(settings))
     except NoLayoutError as error:
         sample = sample_of_image[first[error.visual]]
         raise ValueError(f"store {store.prefix}: sample {sample}: {error}") from error

@@ -13,66 +13,26 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from megatron_llava.data.image_source import read_image
 from megatron_llava.data.mixture import Mixture, open_records
+from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
 from megatron_llava.data.record_progress import RecordProgress
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.store_files import check_output_prefix
+from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.text.conversation import encode_conversation
 from megatron_llava.text.known_templates import get_template
 from megatron_llava.text.placement import front_share, place_images
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
-from megatron_llava.vision.tiles import image_size
 
 # A chunk travels between processes at once: large enough to hide the trip, small enough that the
 # image bytes of all chunks in flight (4 per worker) fit in memory.
 _CHUNK = 16
 _CHUNKS_IN_FLIGHT = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessSettings:
-    """The flags of tools/preprocess_data.py, under their names."""
-
-    input: Path
-    image_folder: Path | None = None
-    tokenizer_model: str
-    tokenizer_type: str = "auto"
-    conversation_template: str = "qwen_1_5"
-    label_compat: str = "none"
-    multi_image_placement: str = "interleaved"
-    output_prefix: Path
-    workers: int = 1
-    max_bad_records: int = 0
-    overwrite: bool = False
-    verify_images: str = "full"
-    seed: int = 0
-    shard: tuple[int, int] = (0, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessSummary:
-    """What a run wrote. `tokens` counts text tokens, without image placeholders."""
-
-    samples: int
-    images: int
-    tokens: int
-    supervised_tokens: int
-    bad_records: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.samples} samples, {self.images} images, {self.tokens} tokens, "
-            f"{self.supervised_tokens} supervised tokens, {self.bad_records} bad records, "
-            f"{self.seconds:.1f} s"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,42 +48,35 @@ class EncodedRecord:
 def encode_record(
     raw: Any,
     source: str,
-    image_folder: Path | None,
     tokenizer: Tokenizer,
     template: Template,
+    visuals: VisualSettings,
     *,
     llava_labels: bool = False,
-    verify_images: bool = True,
     share_in_front: float = 0.0,
     seed: int = 0,
 ) -> EncodedRecord:
-    """Check and tokenise one raw record, and read its images.
+    """Check and tokenise one raw record, and read its images and videos.
 
     Args:
+        visuals: where those are.
         llava_labels: see `encode_conversation`.
-        verify_images: decode every image in full once, so that a cut file is found here and not
-            while training; else only its header is read.
-        share_in_front, seed: see `place_images`.
+        share_in_front, seed: see `place_images`; not for records with videos.
 
     Raises:
         ValueError: one line that starts with `source`.
     """
     record = parse_record(raw, source)
+    read = read_visuals(record, visuals)
+    turns = read.turns if record.videos else place_images(read.turns, share_in_front, seed)
     encoded = encode_conversation(
-        place_images(record.turns, share_in_front, seed),
-        len(record.images),
-        tokenizer,
-        template,
-        source,
-        llava_labels=llava_labels,
+        turns, len(read.items), tokenizer, template, source, llava_labels=llava_labels
     )
-    images, sizes = [], []
-    for name in record.images:
-        data, called = read_image(name, image_folder, source)
-        images.append(data)
-        sizes.append(image_size(data, f"{source}: image {called}", verify=verify_images))
     return EncodedRecord(
-        token_ids=encoded.token_ids, label_mask=encoded.label_mask, images=images, sizes=sizes
+        token_ids=encoded.token_ids,
+        label_mask=encoded.label_mask,
+        images=read.items,
+        sizes=read.sizes,
     )
 
 
@@ -140,8 +93,10 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         raise ValueError(f"--workers {settings.workers}: expected at least 1")
     if settings.max_bad_records < 0:
         raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
-    if settings.image_folder is not None and not settings.image_folder.is_dir():
-        raise ValueError(f"--image-folder {settings.image_folder}: no such directory")
+    for kind, folder in (("image", settings.image_folder), ("video", settings.video_folder)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"--{kind}-folder {folder}: no such directory")
+    settings.visuals()
     front_share(settings.multi_image_placement)
     tokenizer, template = _load_text(settings)
     records = _Shard(open_records(settings.input, settings.seed), *settings.shard)
@@ -256,8 +211,7 @@ class _ChunkEncoder:
 
     def __init__(self, settings: PreprocessSettings) -> None:
         self._tokenizer, self._template = _load_text(settings)
-        self._image_folder = settings.image_folder
-        self._verify_images = settings.verify_images == "full"
+        self._visuals = settings.visuals()
         self._llava_labels = settings.label_compat == "llava"
         self._share_in_front = front_share(settings.multi_image_placement)
         self._seed = settings.seed
@@ -270,11 +224,10 @@ class _ChunkEncoder:
             return encode_record(
                 raw,
                 source,
-                self._image_folder,
                 self._tokenizer,
                 self._template,
+                self._visuals,
                 llava_labels=self._llava_labels,
-                verify_images=self._verify_images,
                 share_in_front=self._share_in_front,
                 seed=self._seed,
             )

@@ -1,9 +1,9 @@
 """LLaVA training records: one JSON list, or JSON lines, with the place where each record was read.
 
-A record is an object with `conversations` (a list of turns), an optional `id` and an optional
-`image` (one path or a list of paths, relative to the image folder). The chat formats' `messages`
-and `images` are read as well; every other key is ignored. The layout is the one of LLaVA's
-published instruction files.
+A record is an object with `conversations` (a list of turns), an optional `id`, and optional `image`
+and `video` (one path or a list of paths, relative to the image or video folder). The chat formats'
+`messages`, `images` and `videos` are read as well; every other key is ignored. The layout is the
+one of LLaVA's published instruction files.
 """
 
 import json
@@ -29,6 +29,7 @@ class Record:
         id: the record's own id as text, '' where it has none.
         images: paths as written in the file, or where the bytes are, in the order of their
             placeholders.
+        videos: the same of videos.
         turns: at least one turn.
         source: 'file:line' for JSON lines, 'file: record 17 (id=...)' for a JSON list, counted
             from 0; it begins every message about the record.
@@ -38,6 +39,7 @@ class Record:
     images: tuple[ImageSource, ...]
     turns: tuple[Turn, ...]
     source: str
+    videos: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def parse_record(raw: Any, source: str) -> Record:
         images=named if images is None else images,
         turns=_turns(_either(raw, "conversations", "messages", source), source),
         source=source,
+        videos=_images(_either(raw, "video", "videos", source), source, "video"),
     )
 
 
@@ -184,16 +187,16 @@ def _beside(name: ImageSource, images: tuple[ImageSource, ...], source: str) -> 
     return found[0]
 
 
-def _images(value: Any, source: str) -> tuple[ImageSource, ...]:
+def _images(value: Any, source: str, kind: str = "image") -> tuple[ImageSource, ...]:
     if value is None:
         return ()
     items = value if isinstance(value, list) else [value]
-    return tuple(_image(item, number, source) for number, item in enumerate(items))
+    return tuple(_image(item, number, source, kind) for number, item in enumerate(items))
 
 
-def _image(item: Any, number: int, source: str) -> ImageSource:
-    """One image: a path, bytes, or the {bytes, path} of Hugging Face datasets."""
-    name = f"image {number} of the record"
+def _image(item: Any, number: int, source: str, kind: str) -> ImageSource:
+    """One image or video: a path, bytes, or the {bytes, path} of Hugging Face datasets."""
+    name = f"{kind} {number} of the record"
     if isinstance(item, Mapping):
         data, path = item.get("bytes"), item.get("path")
         item = data if isinstance(data, bytes) else path
@@ -201,7 +204,7 @@ def _image(item: Any, number: int, source: str) -> ImageSource:
     if isinstance(item, bytes):
         return ImageBytes(item, name)
     if not isinstance(item, str) or not item:
-        raise ValueError(f"{source}: 'image' must be a path or a list of paths")
+        raise ValueError(f"{source}: {kind!r} must be a path or a list of paths")
     return item
 
 

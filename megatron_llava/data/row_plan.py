@@ -65,14 +65,25 @@ class NoLayoutError(ValueError):
         """Its place in the array of visuals."""
 
 
-def visuals_of_images(samples: Sequence[Sequence[Size]], image: ImageSettings) -> Visuals:
-    """[n, 5] for the images of each sample, given by their (W, H)."""
-    rows = [
-        (*size, IMAGE, image.single_view(len(sizes)), number > 0)
-        for sizes in samples
-        for number, size in enumerate(sizes)
-    ]
+def visuals_of_samples(samples: Sequence[Sequence[Size]], image: ImageSettings) -> Visuals:
+    """[n, 5] for the images and videos of each sample: (W, H) of an image, (frames, 0) of a video.
+
+    Videos do not count among the images that share a sample, as in transformers.
+    """
+    rows = []
+    for sizes in samples:
+        single_view = image.single_view(sum(not is_video(size) for size in sizes))
+        for number, size in enumerate(sizes):
+            if is_video(size):
+                rows.append((size[0], 0, VIDEO, 0, 0))
+            else:
+                rows.append((*size, IMAGE, single_view, number > 0))
     return np.array(rows, dtype=np.int64).reshape(-1, 5)
+
+
+def is_video(size: Size) -> bool:
+    """Whether a stored size is (frames, 0) of a video."""
+    return size[1] == 0
 
 
 def visuals_of_videos(num_frames: Sequence[int]) -> Visuals:

@@ -24,7 +24,8 @@ def statistics(store: Store | MergedStore, settings: ImageSettings) -> str:
     per_sample = np.diff(store.image_offsets)
     supervised = store.supervised_counts
     lines = [
-        f"{len(store):,} samples, {counts['images']:,} images ({counts['image_bytes']:,} bytes), "
+        f"{len(store):,} samples, {counts['images']:,} images "
+        f"({counts['image_bytes']:,} bytes, {counts.get('videos', 0):,} of them videos), "
         f"{counts['tokens']:,} text tokens, {counts['supervised_tokens']:,} of them supervised",
         f"samples without an image: {int((per_sample == 0).sum()):,}, with several: "
         f"{int((per_sample > 1).sum()):,}; without a supervised token: "

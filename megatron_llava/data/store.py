@@ -6,6 +6,7 @@ A store at prefix P is four Megatron-core indexed datasets and a manifest:
     P_mask    uint8   one item per sample: 1 where the token is a supervised label
     P_images  uint8   one item per image: the encoded bytes; one document per sample
     P_sizes   int32   one item per image: [width, height] in pixels; one document per sample
+                      a video is an image too, of the bytes of stored_video.py and [frames, 0]
     P.json            version, counts, tokenizer, template, and size and sha256 of each file
 
 Nothing in it depends on a resolution, a grid list or a sequence length, so those may change without
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_llava.data.store_files import FORMAT_VERSION, PIECES, manifest_file, piece_files
+from megatron_llava.data.store_files import PIECES, READABLE_VERSIONS, manifest_file, piece_files
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 
 
@@ -34,8 +35,9 @@ class Sample:
     Attributes:
         token_ids: int32 [n], IMAGE_TOKEN_INDEX at each image.
         label_mask: uint8 [n], 1 where the token is a supervised label.
-        image_sizes: (width, height) of each image, in pixels.
-        images: encoded bytes of each image; None where only the layout is wanted.
+        image_sizes: (width, height) of each image, in pixels; (frames, 0) of a video.
+        images: encoded bytes of each image, a video's as `unpack_frames` takes them; None where
+            only the layout is wanted.
         source: names the sample in messages.
     """
 
@@ -171,7 +173,7 @@ class Store:
 
     @cached_property
     def image_sizes(self) -> np.ndarray:
-        """int32 [images, 2]: (width, height) in pixels."""
+        """int32 [images, 2]: (width, height) in pixels; (frames, 0) of a video."""
         if len(self._sizes) == 0:
             return np.zeros((0, 2), dtype=np.int32)
         count = 2 * len(self._sizes)
@@ -221,9 +223,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         version = manifest["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the manifest of a store ({error!r})") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise ValueError(
-            f"{path}: store format {version}, this version reads {FORMAT_VERSION}: preprocess again"
+            f"{path}: store format {version}, this version reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}: preprocess again"
         )
     if manifest["image_token_index"] != IMAGE_TOKEN_INDEX:
         raise ValueError(

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 had no videos
 PIECES: dict[str, type] = {
     "tokens": np.int32,
     "mask": np.uint8,
     "images": np.uint8,
     "sizes": np.int32,
 }
+COUNTS = ("samples", "images", "videos", "tokens", "supervised_tokens", "image_bytes")
+"""What a manifest counts; videos are among the images."""
 
 
 def piece_files(prefix: str | Path) -> list[Path]:

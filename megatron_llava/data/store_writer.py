@@ -15,6 +15,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_llava.data.store import count_images, file_sha256
 from megatron_llava.data.store_files import (
+    COUNTS,
     FORMAT_VERSION,
     PIECES,
     check_output_prefix,
@@ -52,9 +53,7 @@ class StoreWriter:
         check_output_prefix(prefix, overwrite)
         self._tokenizer_fingerprint = tokenizer_fingerprint
         self._conversation_template = conversation_template
-        self._counts = dict.fromkeys(
-            ("samples", "images", "tokens", "supervised_tokens", "image_bytes"), 0
-        )
+        self._counts = dict.fromkeys(COUNTS, 0)
 
     def __enter__(self) -> "StoreWriter":
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +96,8 @@ class StoreWriter:
         Args:
             token_ids: int32 [n], IMAGE_TOKEN_INDEX once per image.
             label_mask: uint8 [n].
-            images: encoded bytes of each image.
-            sizes: (width, height) of each image, in pixels.
+            images: encoded bytes of each image, the item of each video.
+            sizes: (width, height) of each image, in pixels; (frames, 0) of a video.
         """
         placeholders = count_images(token_ids)
         assert len(token_ids) == len(label_mask) > 0
@@ -110,6 +109,7 @@ class StoreWriter:
         self._append("sizes", np.asarray(sizes, dtype=np.int32).reshape(-1), [2] * len(sizes))
         self._counts["samples"] += 1
         self._counts["images"] += len(images)
+        self._counts["videos"] += sum(height == 0 for _, height in sizes)
         self._counts["tokens"] += len(token_ids) - placeholders
         self._counts["supervised_tokens"] += int(np.count_nonzero(label_mask))
         self._counts["image_bytes"] += encoded.size

@@ -15,8 +15,9 @@ import torch
 from megatron.core import tensor_parallel
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.video import video_settings
 from megatron_llava.data.collate import collate
-from megatron_llava.data.row_plan import visuals_of_images
+from megatron_llava.data.row_plan import visuals_of_samples
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.store import Sample
 from megatron_llava.models.llava import LlavaModel
@@ -108,7 +109,9 @@ def _rows(prompt: Sample, settings: ImageSettings) -> int:
     """Positions of a prompt with its images expanded."""
     sizes = prompt.image_sizes
     try:
-        tokens, _ = row_planner().count(visuals_of_images([sizes], settings), settings)
+        tokens, _ = row_planner().count(
+            visuals_of_samples([sizes], settings), settings, video_settings(settings)
+        )
     except ValueError as error:
         raise ValueError(f"{prompt.source}: {error}") from None
     return len(prompt.token_ids) - len(sizes) + int(tokens.sum())

@@ -8,3 +8,6 @@ IMAGE_TOKEN_INDEX = -200
 
 IMAGE_PLACEHOLDER = "<image>"
 """Marks the place of one image in a conversation's text."""
+
+VIDEO_PLACEHOLDER = "<video>"
+"""The same of one video, in records; LLaVA's use IMAGE_PLACEHOLDER for it."""

@@ -6,6 +6,7 @@ from typing import cast
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.video import video_settings
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
 Channels = tuple[float, float, float]
@@ -37,7 +38,7 @@ def image_settings(config: RunConfig) -> ImageSettings:
         pinpoints = parse_grid_pinpoints(
             image.image_grid_pinpoints, vision.vision_image_size, image.pinpoint_order
         )
-    return ImageSettings(
+    settings = ImageSettings(
         tile_size=vision.vision_image_size,
         patch_size=vision.vision_patch_size,
         image_aspect_ratio=image.image_aspect_ratio,
@@ -52,4 +53,9 @@ def image_settings(config: RunConfig) -> ImageSettings:
         image_separator=image.image_separator,
         image_start_end=image.image_start_end,
         tile_position_embedding=image.tile_position_embedding,
+        mm_spatial_pool_mode=image.mm_spatial_pool_mode,
+        mm_spatial_pool_stride=image.mm_spatial_pool_stride,
+        mm_newline_position=image.mm_newline_position,
     )
+    video_settings(settings)
+    return settings

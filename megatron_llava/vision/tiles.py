@@ -96,7 +96,7 @@ def image_views(
         view = _pad_to_square(image, settings.image_mean).resize((side, side), _BICUBIC)
         return _channels_first([view])
     if settings.image_aspect_ratio == "square":
-        return _channels_first([_square(image, side, settings.resize_mode)])
+        return _channels_first([square_view(image, side, settings.resize_mode)])
 
     views = np.empty((number_of_views(image.size, settings), 3, side, side), dtype=np.uint8)
     first_tile = int(settings.has_base_view)
@@ -193,7 +193,7 @@ def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Imag
     return square
 
 
-def _square(image: Image.Image, side: int, resize_mode: str) -> Image.Image:
+def square_view(image: Image.Image, side: int, resize_mode: str) -> Image.Image:
     """One S x S view: squashed, or scaled by the shortest edge and cropped in the centre."""
     if resize_mode == "squash":
         return image.resize((side, side), _BICUBIC)

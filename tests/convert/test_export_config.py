@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_checkpoints import tiny_llava_next
 
-from megatron_llava.convert.export_config import hf_pinpoints, write_hf_side_files
+from megatron_llava.convert.export_config import check_fixed, hf_pinpoints, write_hf_side_files
 from megatron_llava.convert.hf_folder import read_image_processor, read_mapping
 from megatron_llava.convert.hf_reader import HFReader
 from megatron_llava.convert.root_files import read_root_mapping, write_root_files
@@ -88,3 +88,18 @@ def test_what_transformers_would_compute_otherwise_is_refused(
     with pytest.raises(ValueError, match=field):
         write_hf_side_files(source, tmp_path / "out", mapping | {field: value}, torch.float32)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mm_newline_position", "grid"),
+        ("mm_spatial_pool_mode", "average"),
+        ("mm_spatial_pool_stride", 1),
+    ],
+)
+def test_videos_that_onevision_of_transformers_would_compute_otherwise(mapping, field, value):
+    check_fixed(mapping | {"unpad_round": "hf"}, "llava_onevision")
+    with pytest.raises(ValueError, match=f"{field} is {value}, which llava_onevision"):
+        check_fixed(mapping | {"unpad_round": "hf", field: value}, "llava_onevision")
+    check_fixed(mapping | {field: value}, "llava_next")  # has no videos

@@ -155,6 +155,18 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_how_videos_were_trained_is_kept(core_process, tmp_path):
+    source, published = write_original(tmp_path)
+    edit_config(source, mm_newline_position="grid", mm_spatial_pool_mode="average")
+    core_process(import_llava, source, tmp_path / "root", vision_tower=published)
+    mapping = read_root_mapping(tmp_path / "root")
+    assert mapping["mm_newline_position"] == "grid"
+    assert mapping["mm_spatial_pool_mode"] == "average"
+    core_process(export_llava, tmp_path / "root", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["mm_newline_position"] == "grid" and config["mm_spatial_pool_mode"] == "average"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -168,6 +180,8 @@ def edit_config(folder, **changes):
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, but"),
         ({"mm_patch_merge_type": "unires"}, "--mm-patch-merge-type unires"),
         ({"image_grid_pinpoints": [[56, 100]]}, "(56, 100)"),
+        ({"mm_spatial_pool_mode": "max"}, "--mm-spatial-pool-mode max"),
+        ({"mm_newline_position": "row"}, "--mm-newline-position row"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
     ],
 )

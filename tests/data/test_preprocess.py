@@ -47,6 +47,7 @@ def tool(name, settings_or_arguments):
         flags = [
             (f"--{key.replace('_', '-')}", "/".join(map(str, value)) if key == "shard" else value)
             for key, value in pairs
+            if value is not None
         ]
         arguments = [
             part

@@ -19,7 +19,7 @@ from megatron_llava.data.row_plan import (
     NoLayoutError,
     NumpyPlanner,
     num_special_rows,
-    visuals_of_images,
+    visuals_of_samples,
     visuals_of_videos,
 )
 from megatron_llava.vision.anyres import parse_grid_pinpoints
@@ -103,7 +103,7 @@ def random_pack(generator, image, with_videos):
         largest = generator.choice([40, 400, 3000])
         sizes = generator.integers(1, largest, (generator.integers(1, 3), 2))
         samples.append([tuple(size) for size in sizes.tolist()])
-    visuals = visuals_of_images(samples, image)
+    visuals = visuals_of_samples(samples, image)
     if with_videos:
         frames = generator.integers(1, 5, generator.integers(0, 3)).tolist()
         visuals = generator.permutation(np.concatenate([visuals, visuals_of_videos(frames)]))
@@ -188,7 +188,9 @@ def test_counts_of_every_small_size(compiled_planner, merge_type, unpad_round):
     for aspect_ratio in ("anyres", "anyres_max_2", "anyres_thresholded_3"):
         image = replace(tile, grid_pinpoints=grids, image_aspect_ratio=aspect_ratio)
         wide = [size for size in sizes if has_tokens(size, image)]
-        tokens, views = compiled_planner.count(visuals_of_images([[s] for s in wide], image), image)
+        tokens, views = compiled_planner.count(
+            visuals_of_samples([[s] for s in wide], image), image
+        )
         assert tokens.tolist() == [number_of_tokens(size, image) for size in wide]
         assert views.tolist() == [number_of_views(size, image) for size in wide]
 
@@ -199,7 +201,7 @@ def test_counts_of_published_settings(compiled_planner, image, unpad_round):
     image = replace(image, unpad_round=unpad_round)
     random = np.random.default_rng(3).integers(8, 4000, (2000, 2)).tolist()
     sizes = [tuple(size) for size in random] + SIZES_WHERE_ROUNDING_MATTERS[:-4]
-    tokens, _ = compiled_planner.count(visuals_of_images([[size] for size in sizes], image), image)
+    tokens, _ = compiled_planner.count(visuals_of_samples([[size] for size in sizes], image), image)
     assert tokens.tolist() == [number_of_tokens(size, image) for size in sizes]
 
 
@@ -215,7 +217,7 @@ def test_unpadded_sides_within_a_hair_of_a_whole_number(compiled_planner, unpad_
     sizes += [(height, width) for width, height in sizes]
     sizes = [size for size in sizes if has_tokens(size, image)]
     assert len(sizes) > 4000
-    tokens, _ = compiled_planner.count(visuals_of_images([[size] for size in sizes], image), image)
+    tokens, _ = compiled_planner.count(visuals_of_samples([[size] for size in sizes], image), image)
     assert tokens.tolist() == [number_of_tokens(size, image) for size in sizes]
 
 
@@ -232,7 +234,7 @@ def test_a_canvas_at_the_edge_of_shrinking(compiled_planner, side, views, tokens
         mm_patch_merge_type="spatial_unpad_nobase",
     )
     for planner in (PYTHON, compiled_planner):
-        found, _ = planner.count(visuals_of_images([[(999, 999)]], image), image)
+        found, _ = planner.count(visuals_of_samples([[(999, 999)]], image), image)
         assert found.tolist() == [tokens]
 
 
@@ -240,7 +242,7 @@ def layouts(planner, image, sizes):
     """The plans of packs of one image each, or the message where there is none."""
     found = []
     for size in sizes:
-        visuals = visuals_of_images([[size]], image)
+        visuals = visuals_of_samples([[size]], image)
         try:
             tokens, views = planner.count(visuals, image)
         except NoLayoutError as error:
@@ -295,7 +297,7 @@ def test_the_transpose_is_its_definition(compiled_planner, planner_name):
 def test_a_visual_without_layout_is_named(compiled_planner, planner_name):
     planner = {"python": PYTHON, "compiled": compiled_planner}[planner_name]
     image = replace(BASE, image_aspect_ratio="nobase")
-    visuals = visuals_of_images([[(500, 400)], [(10_000, 1)], [(0, 5)]], image)
+    visuals = visuals_of_samples([[(500, 400)], [(10_000, 1)], [(0, 5)]], image)
     with pytest.raises(NoLayoutError, match="image of 10000x1 pixels is too thin") as caught:
         planner.count(visuals, image)
     assert caught.value.visual == 1

@@ -34,6 +34,7 @@ def test_round_trip(tmp_path):
     manifest = write(tmp_path / "s")
     assert manifest["counts"] == {
         "samples": 3,
+        "videos": 0,
         "images": 3,
         "tokens": 6,
         "supervised_tokens": 2,
@@ -187,3 +188,12 @@ def test_other_tokenizer(tmp_path):
     store.check_tokenizer("f00d")
     with pytest.raises(ValueError, match="written with tokenizer f00d, this one is beef"):
         store.check_tokenizer("beef")
+
+
+def test_stores_of_the_format_before_videos_are_read(tmp_path):
+    write(tmp_path / "s")
+    path = tmp_path / "s.json"
+    manifest = json.loads(path.read_text())
+    del manifest["counts"]["videos"]
+    path.write_text(json.dumps(manifest | {"format_version": 1}))
+    assert len(Store(tmp_path / "s")) == 3

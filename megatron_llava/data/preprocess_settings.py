@@ -1,0 +1,65 @@
+"""What preprocessing is asked for, and what it says it did."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_llava.data.visuals import VisualSettings
+from megatron_llava.vision.frames import FrameSampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings:
+    """The flags of tools/preprocess_data.py, under their names."""
+
+    input: Path
+    image_folder: Path | None = None
+    video_folder: Path | None = None
+    tokenizer_model: str
+    tokenizer_type: str = "auto"
+    conversation_template: str = "qwen_1_5"
+    label_compat: str = "none"
+    multi_image_placement: str = "interleaved"
+    output_prefix: Path
+    workers: int = 1
+    max_bad_records: int = 0
+    overwrite: bool = False
+    verify_images: str = "full"
+    video_fps: int = 1
+    frames_upbound: int = 32
+    force_sample: bool = False
+    add_time_instruction: bool = False
+    seed: int = 0
+    shard: tuple[int, int] = (0, 1)
+
+    def visuals(self) -> VisualSettings:
+        """Those of images and videos. ValueError for a value out of range."""
+        return VisualSettings(
+            image_folder=self.image_folder,
+            video_folder=self.video_folder,
+            sampling=FrameSampling(
+                video_fps=self.video_fps,
+                frames_upbound=self.frames_upbound,
+                force_sample=self.force_sample,
+            ),
+            add_time_instruction=self.add_time_instruction,
+            verify=self.verify_images == "full",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSummary:
+    """What a run wrote. `tokens` counts text tokens, without image placeholders."""
+
+    samples: int
+    images: int
+    tokens: int
+    supervised_tokens: int
+    bad_records: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples} samples, {self.images} images, {self.tokens} tokens, "
+            f"{self.supervised_tokens} supervised tokens, {self.bad_records} bad records, "
+            f"{self.seconds:.1f} s"
+        )

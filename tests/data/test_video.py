@@ -1,0 +1,309 @@
+"""Videos from the record to the packed batch: frames and tokens are those of transformers."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.video_utils import read_video_pyav
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.collate import collate, views_of
+from megatron_llava.data.describe import describe_sample
+from megatron_llava.data.html_view import samples_page
+from megatron_llava.data.packing import sample_sizes
+from megatron_llava.data.preprocess import preprocess
+from megatron_llava.data.row_plan import NumpyPlanner
+from megatron_llava.data.statistics import statistics
+from megatron_llava.data.store import Store
+from megatron_llava.text.tokenizer import load_tokenizer
+from megatron_llava.vision.anyres import parse_grid_pinpoints
+from megatron_llava.vision.frames import (
+    FrameSampling,
+    decode_frames,
+    sampled_frames,
+    video_length,
+)
+
+SIGLIP = ImageSettings(
+    tile_size=384,
+    patch_size=14,
+    image_aspect_ratio="anyres_max_9",
+    grid_pinpoints=parse_grid_pinpoints("(1x1),...,(6x6)", 384),
+    mm_patch_merge_type="spatial_unpad",
+    unpad_round="hf",
+    resize_mode="squash",
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+)
+
+
+def frame(number: int, size: tuple[int, int] = (64, 48)) -> np.ndarray:
+    """A picture that tells its number: a bar that moves, on a colour that changes."""
+    width, height = size
+    pixels = np.full((height, width, 3), (number * 5 % 256, 90, 255 - number * 5 % 256), np.uint8)
+    pixels[:, number % width] = 255
+    return pixels
+
+
+def clip(num_frames: int, fps: int = 10, suffix: str = "mp4", codec: str = "mpeg4") -> bytes:
+    """A rendered clip, encoded by PyAV."""
+    file = io.BytesIO()
+    with av.open(file, "w", format={"mkv": "matroska"}.get(suffix, suffix)) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(num_frames):
+            picture = av.VideoFrame.from_ndarray(frame(number), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "long.mp4").write_bytes(clip(500))
+    (folder / "short.mkv").write_bytes(clip(23, suffix="mkv"))
+    (folder / "slow.mp4").write_bytes(clip(7, fps=1))
+    frames = folder / "frames"
+    frames.mkdir()
+    for number in range(37):
+        Image.fromarray(frame(number)).save(frames / f"{number:04d}.png")
+    Image.fromarray(frame(3, (400, 300))).save(folder / "image.png")
+    return folder
+
+
+def record(video: str | list[str], question: str = "<video>\nWhat?", **more) -> dict:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "A bar."}]
+    return {"video": video, "conversations": turns, **more}
+
+
+@pytest.fixture
+def stored(make_settings, videos, tmp_path):
+    def make(*records, **changes) -> Store:
+        settings = make_settings(list(records), tmp_path, image_folder=videos, **changes)
+        preprocess(settings, log=io.StringIO())
+        return Store(settings.output_prefix)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "sampling", "expected"),
+    [
+        (300, 30.0, {}, list(range(0, 300, 30))),
+        (300, 29.97, {}, list(range(0, 300, 30))),
+        (300, 30.0, {"video_fps": 2}, list(range(0, 300, 15))),
+        (7, 1.0, {}, list(range(7))),
+        (7, 0.3, {}, list(range(7))),
+        (3, 30.0, {}, [0]),
+        (1000, 10.0, {"frames_upbound": 5}, [0, 249, 499, 749, 999]),
+        (40, 10.0, {"frames_upbound": 5}, [0, 10, 20, 30]),
+        (40, 10.0, {"frames_upbound": 5, "force_sample": True}, [0, 9, 19, 29, 39]),
+        (2, 10.0, {"frames_upbound": 4, "force_sample": True}, [0, 0, 0, 1]),
+        (90, 1.0, {"frames_upbound": 0}, list(range(90))),
+    ],
+)
+def test_which_frames_are_taken(frames, fps, sampling, expected):
+    assert sampled_frames(frames, fps, FrameSampling(**sampling)).tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "short.mkv"])
+def test_frames_are_those_of_transformers(videos, name):
+    data = (videos / name).read_bytes()
+    count, fps = video_length(data, name)
+    assert (count, fps) == ({"long.mp4": 500, "short.mkv": 23}[name], 10.0)
+    numbers = sampled_frames(count, fps, FrameSampling(frames_upbound=32)).tolist()
+    theirs, _ = read_video_pyav(str(videos / name), lambda metadata, **_: numbers)
+    ours = np.stack([np.asarray(one) for one in decode_frames(data, numbers, name)])
+    np.testing.assert_array_equal(ours, theirs)
+    # And they are the pictures that were drawn, as far as the codec keeps them.
+    drawn = np.stack([frame(number) for number in numbers])
+    assert np.abs(ours.astype(int) - drawn).mean() < 12
+
+
+def test_thirty_two_frames_are_6273_tokens(stored, videos):
+    store = stored(record("long.mp4"))
+    sample = store.load(0)
+    assert sample.image_sizes == ((32, 0),)
+    lengths, views = sample_sizes(store, SIGLIP)
+    batch = collate([sample], SIGLIP)
+    text = len(sample.token_ids) - 1
+    assert lengths.tolist() == [6273 + text] == [batch.num_rows]
+    assert views.tolist() == [32] == [batch.num_views]
+    assert (batch.weights != 0).any(axis=1).all()
+    # Transformers: 14 x 14 pooled features of each frame, and one newline.
+    per_frame = ((SIGLIP.patches_per_side + 1) // 2) ** 2
+    assert lengths[0] - text == 32 * per_frame + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({"mm_newline_position": "grid"}, 32 * 14 * 15),
+        ({"mm_newline_position": "frame"}, 32 * 197),
+        ({"mm_newline_position": "no_token"}, 32 * 196),
+        ({"mm_spatial_pool_mode": "average"}, 32 * 169 + 1),
+        ({"mm_spatial_pool_stride": 1}, 32 * 729 + 1),
+        ({"mm_patch_merge_type": "spatial"}, 32 * 196),
+    ],
+)
+def test_every_newline_position_and_pooling(stored, changes, tokens):
+    store = stored(record("long.mp4"))
+    settings = replace(SIGLIP, **changes)
+    lengths, _ = sample_sizes(store, settings)
+    batch = collate([store.load(0, with_images=False)], settings, with_pixels=False)
+    assert lengths[0] == batch.num_rows == tokens + store.text_lengths[0]
+
+
+def test_pixels_are_the_frames_squashed(stored, videos):
+    store = stored(record("long.mp4", "<image>\nWhat?"))
+    views = views_of(store.load(0), 0, SIGLIP)
+    data = (videos / "long.mp4").read_bytes()
+    numbers = np.linspace(0, 499, 32, dtype=int).tolist()
+    for view, picture in zip(views, decode_frames(data, numbers, "x"), strict=True):
+        squashed = picture.resize((384, 384), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(view, np.asarray(squashed).transpose(2, 0, 1))
+    batch = collate([store.load(0)], SIGLIP)
+    np.testing.assert_array_equal(batch.tiles, views)
+
+
+def test_the_video_file_is_kept_as_it_is(stored, videos):
+    store = stored(record("long.mp4"), record("slow.mp4"))
+    assert store.images(0)[0].endswith((videos / "long.mp4").read_bytes())
+    assert store.manifest["counts"]["videos"] == 2
+    assert store.load(1).image_sizes == ((7, 0),)
+
+
+def test_a_folder_of_frames(stored, videos):
+    store = stored(record("frames"), add_time_instruction=True)
+    sample = store.load(0)
+    assert sample.image_sizes == ((10, 0),)
+    numbers = np.linspace(0, 36, 10, dtype=int)
+    views = views_of(
+        sample,
+        0,
+        replace(SIGLIP, tile_size=48, patch_size=8, image_aspect_ratio="pad", grid_pinpoints=()),
+    )
+    assert len(views) == 10
+    first = Image.fromarray(frame(int(numbers[1]))).resize((48, 48), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(views[1], np.asarray(first).transpose(2, 0, 1))
+
+
+def test_the_time_instruction(stored, make_settings, tokenizer_folder, videos):
+    store = stored(
+        record("long.mp4", "What happens? <video>"), frames_upbound=3, add_time_instruction=True
+    )
+    tokenizer = load_tokenizer(str(tokenizer_folder), "auto")
+    text = describe_sample(store, 0, tokenizer, SIGLIP)
+    assert (
+        "<image>\nThe video lasts for 50.00 seconds, and 3 frames are uniformly sampled from it. "
+        "These frames are located at 0.00s,24.90s,49.90s.Please answer the following questions "
+        "related to this video.\nWhat happens?" in text
+    )
+    assert f"video 0: 3 frames, {3 * 196 + 1} visual tokens" in text
+
+
+def test_videos_among_images(stored, tokenizer_folder):
+    """An image beside a video is alone in its sample, as in transformers, and keeps its tiles."""
+    both = record("slow.mp4", "<image> or <video>?", image="image.png")
+    store = stored(both, record(["slow.mp4", "long.mp4"], "<image> and <image>", id="two"))
+    sample, two = store.load(0), store.load(1)
+    assert sample.image_sizes == ((400, 300), (7, 0))
+    assert two.image_sizes == ((7, 0), (32, 0))
+    lengths, views = sample_sizes(store, SIGLIP)
+    batch = collate([sample, two], SIGLIP)
+    assert np.diff(batch.cu_seqlens).tolist() == lengths.tolist()
+    assert batch.num_views == views.sum() == len(batch.tiles)
+    assert views[0] > 7 + 1
+    plain = collate([sample, two], SIGLIP, with_pixels=False, planner=NumpyPlanner())
+    np.testing.assert_array_equal(plain.taps, batch.taps)
+    tokenizer = load_tokenizer(str(tokenizer_folder), "auto")
+    page = samples_page(store, [0, 1], tokenizer, SIGLIP)
+    assert page.count("<img") == batch.num_views and "video 1: 7 frames" in page
+    assert "3 of them videos" in statistics(store, SIGLIP)
+
+
+def test_a_share_of_the_views_of_a_video(stored):
+    sample = stored(record("slow.mp4")).load(0)
+    whole = collate([sample], SIGLIP).tiles
+    parts = [collate([sample], SIGLIP, view_share=(rank, 2)).tiles for rank in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_merged_features_are_those_of_transformers(stored):
+    """The model's rows for a stored video against get_video_features' pooling and newline."""
+    from types import SimpleNamespace
+
+    from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+
+    sample = stored(record("slow.mp4", "<video>")).load(0)
+    batch = collate([sample], SIGLIP)
+    generator = torch.manual_seed(0)
+    features = torch.randn(7, 729, 4, generator=generator)
+    newline, words = torch.randn(1, 4, generator=generator), torch.zeros(len(batch.token_ids), 4)
+    table = torch.cat([features.flatten(0, 1), newline, words])
+    rows = (table[torch.tensor(batch.taps)] * torch.tensor(batch.weights)[:, :, None]).sum(1)
+    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=384, patch_size=14))
+    pooled = LlavaOnevisionModel.apply_pooling(SimpleNamespace(config=config), features)
+    theirs = torch.cat([pooled.flatten(0, 1), newline])
+    place = int(np.flatnonzero(sample.token_ids == -200)[0])
+    torch.testing.assert_close(rows[place : place + len(theirs)], theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (record("absent.mp4"), r"absent\.mp4: No such file"),
+        (record("cut.mp4"), r"cut\.mp4: (cannot read a video|ends after|a video of 0)"),
+        (record("image.png", "<video> <video>"), "2 <video> placeholders .* 1 videos"),
+        (record("slow.mp4", "no placeholder"), "0 <video> placeholders .* 1 videos"),
+        (record("slow.mp4", "<image>", image="image.png"), "0 <video> placeholders .* 1 videos"),
+        (record("text.mp4"), r"text\.mp4: cannot read a video from its 5 bytes"),
+        (record("empty"), "empty: holds no frame"),
+        (record("../x.mp4"), r"video \.\./x\.mp4 is not inside --video-folder"),
+        (record(7), "'video' must be a path"),
+        (record("silent.wav"), r"silent\.wav: no video stream"),
+    ],
+)
+def test_bad_videos_are_bad_records(stored, videos, made, message):
+    (videos / "cut.mp4").write_bytes((videos / "long.mp4").read_bytes()[:20_000])
+    (videos / "text.mp4").write_bytes(b"hello")
+    (videos / "empty").mkdir(exist_ok=True)
+    silent = io.BytesIO()
+    with av.open(silent, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    (videos / "silent.wav").write_bytes(silent.getvalue())
+    with pytest.raises(ValueError, match=message) as error:
+        stored(made)
+    assert "\n" not in str(error.value)
+
+
+def test_a_time_instruction_is_for_one_video(stored):
+    with pytest.raises(ValueError, match="--add-time-instruction is for one video, this record"):
+        stored(record(["slow.mp4"] * 2, "<video><video>"), add_time_instruction=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video_fps": 0}, "--video-fps 0: expected at least 1"),
+        ({"frames_upbound": -1}, "--frames-upbound -1"),
+        ({"frames_upbound": 0, "force_sample": True}, "--force-sample takes --frames-upbound"),
+        ({"video_folder": Path("/absent")}, "--video-folder /absent: no such directory"),
+    ],
+)
+def test_refused_flags(stored, changes, message):
+    with pytest.raises(ValueError, match=message):
+        stored(record("slow.mp4"), **changes)
