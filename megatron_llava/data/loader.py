@@ -1,5 +1,7 @@
 """Batches of one data parallel rank, read ahead by worker processes, resumable at any pack."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -13,6 +15,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import Schedule
+from megatron_llava.data.sent_batch import Sent, received, sendable
 from megatron_llava.data.store import SampleStore
 from megatron_llava.data.workers import begin_worker, started
 
@@ -67,6 +70,7 @@ class PackedDataLoader:
             pad_to=pad_to,
             sequence_multiple=sequence_multiple,
             view_share=view_share,
+            num_workers=num_workers,
         )
 
     def pack_rows(self, index: int) -> int:
@@ -111,11 +115,11 @@ class PackedDataLoader:
             generator=torch.Generator(),
             worker_init_fn=begin_worker,
         )
-        for batch in started(loader):
-            if isinstance(batch, str):
-                raise ValueError(batch)
+        for sent in started(loader):
+            if isinstance(sent, str):
+                raise ValueError(sent)
             self.consumed_packs += self._size
-            yield batch
+            yield received(sent)
 
 
 class _RankPacks(Sampler[np.ndarray]):
@@ -133,22 +137,29 @@ class _RankPacks(Sampler[np.ndarray]):
             yield self._schedule.pack(index)
 
 
-class _Packs(Dataset["PackedBatch | str"]):
+class _Packs(Dataset["PackedBatch | Sent | str"]):
     """Reads and collates the pack of given sample ids."""
 
     def __init__(
-        self, store: SampleStore, settings: ImageSettings, *, with_pixels: bool, **how: Any
+        self,
+        store: SampleStore,
+        settings: ImageSettings,
+        *,
+        with_pixels: bool,
+        num_workers: int,
+        **how: Any,
     ) -> None:
         self._store, self._settings = store, settings
-        self._with_pixels, self._how = with_pixels, how
+        self._with_pixels, self._num_workers, self._how = with_pixels, num_workers, how
 
-    def __getitem__(self, sample_ids: np.ndarray) -> PackedBatch | str:
+    def __getitem__(self, sample_ids: np.ndarray) -> PackedBatch | Sent | str:
         """The batch, or the message of a ValueError, which a worker would raise as a traceback."""
         try:
             samples = [
                 self._store.load(index, with_images=self._with_pixels)
                 for index in sample_ids.tolist()
             ]
-            return collate(samples, self._settings, with_pixels=self._with_pixels, **self._how)
+            batch = collate(samples, self._settings, with_pixels=self._with_pixels, **self._how)
+            return sendable(batch, self._num_workers)
         except ValueError as error:
             return str(error)
