@@ -35,6 +35,7 @@ def parse_arguments() -> PreprocessSettings:
         help="records: a .json list, .jsonl lines, .parquet, a WebDataset .tar, a folder of the "
         "Hub or of datasets' save_to_disk, {a,b}, {00..99} or * in the name, or a .yaml mixture",
     )
+    add("--data-root", type=Path, help="relative paths in a mixture are relative to it")
     add(
         "--image-folder",
         type=Path,

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from megatron_llava.data.mixture import Mixture, open_records
+from megatron_llava.data.mixture import Mixture
+from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
 from megatron_llava.data.record_progress import RecordProgress
 from megatron_llava.data.records import parse_record
@@ -99,7 +100,9 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     settings.visuals()
     front_share(settings.multi_image_placement)
     tokenizer, template = _load_text(settings)
-    records = _Shard(open_records(settings.input, settings.seed), *settings.shard)
+    records = _Shard(
+        open_records(settings.input, settings.seed, settings.data_root), *settings.shard
+    )
     # Core takes seconds to import: not before what may end the run at once, and never in a worker.
     from megatron_llava.data.store_writer import StoreWriter
 

@@ -12,6 +12,7 @@ class PreprocessSettings:
     """The flags of tools/preprocess_data.py, under their names."""
 
     input: Path
+    data_root: Path | None = None
     image_folder: Path | None = None
     video_folder: Path | None = None
     tokenizer_model: str

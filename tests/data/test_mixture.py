@@ -1,14 +1,17 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from megatron_llava.data.mixture import chosen_counts, expand_braces, open_records
+from megatron_llava.data.mixture import expand_braces
+from megatron_llava.data.mixture_file import open_records
+from megatron_llava.data.sampling import chosen_counts
 
 
 def write(folder, name, count):
-    records = [{"id": f"{name}-{i}", "conversations": [{"from": "human"}]} for i in range(count)]
+    records = [{"id": f"{name}-{i}", "conversations": [{"from": name}]} for i in range(count)]
     path = folder / f"{name}.json"
     path.write_text(json.dumps(records))
     return path
@@ -113,7 +116,7 @@ def test_weights_repeat_whole_and_in_part(tmp_path):
         ({"weight": "two"}, "weight 'two'"),
         ({"json_file": "x"}, "unknown key 'json_file'; known: json_path"),
         ({"json_path": 3}, "expected an object with a 'json_path'"),
-        ({"json_path": "/absent.json"}, "/absent.json: no such file"),
+        ({"json_path": "/absent.json"}, "1 of 2 are no such file or folder below"),
     ],
 )
 def test_bad_entries_are_named(tmp_path, entry, words):
@@ -121,7 +124,7 @@ def test_bad_entries_are_named(tmp_path, entry, words):
     with pytest.raises(ValueError) as caught:
         mixture(tmp_path, good, {**good, **entry})
     assert words in str(caught.value) and "\n" not in str(caught.value)
-    if "absent" not in words:
+    if "no such file" not in words:
         assert str(caught.value).startswith(f"{tmp_path}/mixture.yaml: datasets[1]: ")
 
 
@@ -134,3 +137,59 @@ def test_bad_files_are_named(tmp_path, text):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="absent.yaml: No such file"):
         open_records(tmp_path / "absent.yaml")
+
+
+def test_everything_that_is_missing_is_listed(tmp_path):
+    write(tmp_path, "a", 2)
+    (tmp_path / "m.yaml").write_text("datasets: [{json_path: 'x.json'}, {json_path: '{a,y}.json'}]")
+    with pytest.raises(ValueError) as caught:
+        open_records(tmp_path / "m.yaml", data_root=tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/m.yaml: 2 of 3 are no such file or folder below --data-root {tmp_path}: "
+        "x.json, y.json"
+    )
+
+
+def test_a_data_root_does_not_change_what_is_drawn(tmp_path):
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name, "a", 40)
+        (tmp_path / "m.yaml").write_text(
+            "datasets: [{json_path: a.jsonl, sampling_strategy: 'random:9'}]"
+        )
+        found.append(ids(open_records(tmp_path / "m.yaml", data_root=tmp_path / name)))
+    assert found[0] == found[1] and len(found[0]) == 9
+
+
+def test_expected_records(tmp_path):
+    path = str(write(tmp_path, "a", 4))
+    assert len(mixture(tmp_path, {"json_path": path, "records": 4})) == 4
+    with pytest.raises(
+        ValueError, match=r"datasets\[0\]: .*a\.json holds 4 records, 'records' says 5"
+    ):
+        mixture(tmp_path, {"json_path": path, "records": 5})
+    with pytest.raises(ValueError, match="records 'four': expected a whole number"):
+        mixture(tmp_path, {"json_path": path, "records": "four"})
+
+
+def test_two_names_for_the_same_records(tmp_path):
+    first = write(tmp_path, "tqa", 30)
+    (tmp_path / "iconqa.json").write_bytes(first.read_bytes())
+    entries = [{"json_path": str(first)}, {"json_path": str(tmp_path / "iconqa.json")}]
+    with pytest.raises(ValueError, match=r"tqa\.json and .*iconqa\.json hold the same 30 records"):
+        mixture(tmp_path, *entries)
+    # The same file for two strategies is meant.
+    two = [entries[0] | {"sampling_strategy": s} for s in ("first:3", "end:3")]
+    assert len(mixture(tmp_path, *two)) == 6
+
+
+def test_recipes_are_complete():
+    for path in (Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"):
+        entries = yaml.safe_load(path.read_text())["datasets"]
+        with pytest.raises(ValueError, match=f"{len(entries)} of {len(entries)} are no such file"):
+            open_records(path, data_root=Path("/absent"))
+    subset = Path(__file__).parents[2] / "examples" / "recipes" / "onevision_subset_474k.yaml"
+    assert (
+        sum(entry["records"] for entry in yaml.safe_load(subset.read_text())["datasets"]) == 474_080
+    )

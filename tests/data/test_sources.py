@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_llava.data.image_source import FileSlice, ImageBytes, read_image
-from megatron_llava.data.mixture import open_records
+from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess import preprocess
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.sources import open_source
