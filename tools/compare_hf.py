@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from megatron_llava.config.cli import exit_with_error
+from megatron_llava.data.visuals import VisualSettings
 from megatron_llava.platform.device import (
     join_process_group,
     leave_process_group,
@@ -54,7 +55,12 @@ def compare(arguments: argparse.Namespace) -> None:
 
     tokenizer = load_tokenizer(Path(arguments.load) / "hf")
     template = get_template(arguments.conversation_template, tokenizer)
-    questions = read_questions(arguments.input, arguments.image_folder, tokenizer, template)
+    questions = read_questions(
+        arguments.input,
+        VisualSettings(image_folder=Path(arguments.image_folder), verify=False),
+        tokenizer,
+        template,
+    )
     answers = read_answers(arguments.answers)
     if len(answers) != len(questions):
         raise ValueError(

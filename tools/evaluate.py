@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from megatron_llava.config.cli import exit_with_error
+from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
 from megatron_llava.platform.device import (
     join_process_group,
@@ -27,6 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--conversation-template", required=True)
     parser.add_argument("--output", help="JSONL file for the answers")
     parser.add_argument("--blank-images", action="store_true", help="grey out every image")
+    add_video_flags(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--rows-per-pack", type=int, default=4096)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
@@ -69,7 +71,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     template.check_tokenizer(tokenizer)
     questions = read_questions(
         arguments.input,
-        arguments.image_folder,
+        visual_settings(arguments, verify=False),
         tokenizer,
         template,
         blank_images=arguments.blank_images,

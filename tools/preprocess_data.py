@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from megatron_llava.data.preprocess import PreprocessSettings, preprocess
+from megatron_llava.data.visual_flags import add_video_flags
 from megatron_llava.platform.device import silence_core_warnings
 from megatron_llava.text.known_templates import TEMPLATES
 from megatron_llava.text.tokenizer import TOKENIZER_TYPES
@@ -41,20 +42,7 @@ def parse_arguments() -> PreprocessSettings:
         type=Path,
         help="image paths are relative to it; not needed where the records hold their images",
     )
-    add("--video-folder", type=Path, help="the same of videos (default: the image folder)")
-    add("--video-fps", type=int, default=1, help="frames per second of a video (default: 1)")
-    add(
-        "--frames-upbound",
-        type=int,
-        default=32,
-        help="spread this many frames over a longer video; 0 for no bound (default: 32)",
-    )
-    add("--force-sample", action="store_true", help="take --frames-upbound frames of every video")
-    add(
-        "--add-time-instruction",
-        action="store_true",
-        help="say in the question when the frames of its video are, as LLaVA-Video does",
-    )
+    add_video_flags(parser)
     add("--tokenizer-model", required=True, help="Hugging Face folder or SentencePiece .model")
     add("--tokenizer-type", default="auto", choices=TOKENIZER_TYPES)
     add(

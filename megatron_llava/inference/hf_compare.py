@@ -12,6 +12,7 @@ from PIL import Image
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.convert.hf_images import VIEWS_OF_CLASS
 from megatron_llava.data.collate import collate
+from megatron_llava.data.row_plan import is_video
 from megatron_llava.inference.questions import Question
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
@@ -98,6 +99,8 @@ def compare_question(
         ValueError: the folder's processor makes other token ids of the question than ours, or the
             question has several images, which training laid out otherwise.
     """
+    if any(is_video(size) for size in question.prompt.image_sizes):
+        raise ValueError(f"{question.prompt.source}: has a video; only images are compared")
     theirs = VIEWS_OF_CLASS[hf.model.config.model_type]
     if len(question.images) > 1 and settings.multi_image_views != theirs:
         raise ValueError(

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from megatron_llava.data.image_source import read_image
 from megatron_llava.data.records import RecordFile, parse_record
+from megatron_llava.data.row_plan import is_video
 from megatron_llava.data.store import Sample
+from megatron_llava.data.stored_video import pack_frames
+from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
 from megatron_llava.text.conversation import encode_prompt
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer
-from megatron_llava.vision.tiles import image_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Question:
 
 def read_questions(
     path: str | Path,
-    image_folder: str | Path,
+    visuals: VisualSettings,
     tokenizer: Tokenizer,
     template: Template,
     *,
@@ -47,10 +48,12 @@ def read_questions(
     """Read LLaVA records; the first human turn is asked and the first answer is the truth.
 
     Args:
-        blank_images: replace every image by a grey one of its size, to see what is guessed.
+        visuals: where images and videos are, and which frames are taken.
+        blank_images: replace every image (and frame) by a grey one of its size, to see what is
+            guessed.
 
     Raises:
-        ValueError: one line naming the record or the image.
+        ValueError: one line naming the record, the image or the video.
     """
     questions = []
     for source, raw in RecordFile(path):
@@ -59,26 +62,24 @@ def read_questions(
         human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
         if human is None or [turn.role for turn in record.turns[human + 1 : human + 2]] != ["gpt"]:
             raise ValueError(f"{source}: no question with an answer after it")
-        read = [read_image(image, Path(image_folder), source) for image in record.images]
-        sizes = [image_size(data, f"{source}: {name}") for data, name in read]
-        images = [_grey(size) for size in sizes] if blank_images else [data for data, _ in read]
-        token_ids = encode_prompt(
-            record.turns[: human + 1], len(images), tokenizer, template, source
-        )
+        read = read_visuals(record, visuals)
+        images = [_grey(size) for size in read.sizes] if blank_images else read.items
+        token_ids = encode_prompt(read.turns[: human + 1], len(images), tokenizer, template, source)
         questions.append(
             Question(
                 id=record.id,
                 kind=str(kind),
-                images=tuple(str(image) for image in record.images),
+                images=tuple(str(image) for image in (*record.images, *record.videos)),
                 text=record.turns[human].text,
                 truth=record.turns[human + 1].text,
-                prompt=prompt_sample(token_ids, images, sizes, source),
+                prompt=prompt_sample(token_ids, images, read.sizes, source),
             )
         )
     return questions
 
 
 def _grey(size: tuple[int, int]) -> bytes:
+    """A stored image, or video of so many frames, with nothing to see."""
     encoded = io.BytesIO()
-    Image.new("RGB", size, (128, 128, 128)).save(encoded, "PNG")
-    return encoded.getvalue()
+    Image.new("RGB", (8, 8) if is_video(size) else size, (128, 128, 128)).save(encoded, "PNG")
+    return pack_frames([encoded.getvalue()] * size[0]) if is_video(size) else encoded.getvalue()

@@ -14,6 +14,7 @@ from tiny_checkpoints import tiny_llava_next
 from tiny_model import png
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.data.visuals import VisualSettings
 from megatron_llava.text.known_templates import get_template
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
@@ -81,7 +82,9 @@ def make_questions(
             records.append({"id": f"q{number}", "image": names, "conversations": turns})
         path = folder / "questions.json"
         path.write_text(json.dumps(records))
-        return read_questions(path, folder, pair.tokenizer, pair.template, **options)
+        return read_questions(
+            path, VisualSettings(image_folder=folder), pair.tokenizer, pair.template, **options
+        )
 
     return make
 

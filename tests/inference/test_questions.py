@@ -9,6 +9,8 @@ from PIL import Image
 from tiny_checkpoints import tiny_tokenizer
 from tiny_model import png
 
+from megatron_llava.data.stored_video import unpack_frames
+from megatron_llava.data.visuals import VisualSettings
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.conversation import encode_conversation
 from megatron_llava.text.known_templates import get_template
@@ -38,12 +40,18 @@ def record(*texts, **more):
 def read(tmp_path, tokenizer):
     from megatron_llava.inference.questions import read_questions
 
-    def read(*records, suffix="json", **options):
+    def read(*records, suffix="json", visuals=None, **options):
         (tmp_path / "dogs.png").write_bytes(png((50, 30), 1))
         path = tmp_path / f"questions.{suffix}"
         lines = [json.dumps(item) for item in records]
         path.write_text("[" + ",".join(lines) + "]" if suffix == "json" else "\n".join(lines))
-        return read_questions(path, tmp_path, tokenizer, get_template("v1"), **options)
+        return read_questions(
+            path,
+            VisualSettings(image_folder=tmp_path, **(visuals or {})),
+            tokenizer,
+            get_template("v1"),
+            **options,
+        )
 
     return read
 
@@ -127,4 +135,20 @@ def test_a_missing_file_is_named(tmp_path, tokenizer):
     from megatron_llava.inference.questions import read_questions
 
     with pytest.raises(ValueError, match=r"absent\.json: no such file"):
-        read_questions(tmp_path / "absent.json", tmp_path, tokenizer, get_template("v1"))
+        read_questions(tmp_path / "absent.json", VisualSettings(), tokenizer, get_template("v1"))
+
+
+def test_a_question_about_a_video(read, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(12):
+        (frames / f"{number:02}.png").write_bytes(png((30, 20), number))
+    made = record("<video>\nhow many dogs?", "three", video="frames")
+    timed = {"add_time_instruction": True}
+    (question,) = read(made, visuals=timed)
+    assert question.prompt.image_sizes == ((10, 0),) and question.images == ("frames",)
+    assert int((question.prompt.token_ids == IMAGE_TOKEN_INDEX).sum()) == 1
+    (plain,) = read(made)
+    assert len(plain.prompt.token_ids) < len(question.prompt.token_ids)
+    (blank,) = read(made, blank_images=True)
+    assert len(unpack_frames(blank.prompt.images[0], "blank")) == 10
