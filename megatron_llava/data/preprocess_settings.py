@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_llava.data.visual_flags import visual_settings
 from megatron_llava.data.visuals import VisualSettings
-from megatron_llava.vision.frames import FrameSampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,7 @@ class PreprocessSettings:
 
     def visuals(self) -> VisualSettings:
         """Those of images and videos. ValueError for a value out of range."""
-        return VisualSettings(
-            image_folder=self.image_folder,
-            video_folder=self.video_folder,
-            sampling=FrameSampling(
-                video_fps=self.video_fps,
-                frames_upbound=self.frames_upbound,
-                force_sample=self.force_sample,
-            ),
-            add_time_instruction=self.add_time_instruction,
-            verify=self.verify_images == "full",
-        )
+        return visual_settings(self, verify=self.verify_images == "full")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from megatron_llava.data.visuals import VisualSettings
 from megatron_llava.vision.frames import FrameSampling
@@ -28,8 +29,12 @@ def add_video_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def visual_settings(given: argparse.Namespace, *, verify: bool) -> VisualSettings:
-    """What those flags and --image-folder mean. ValueError for a value out of range."""
+def visual_settings(given: Any, *, verify: bool) -> VisualSettings:
+    """What those flags and --image-folder mean, fields of `given` under their names.
+
+    Raises:
+        ValueError: a value out of range.
+    """
     return VisualSettings(
         image_folder=None if given.image_folder is None else Path(given.image_folder),
         video_folder=given.video_folder,

@@ -8,37 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_settings import NEXT, ONEVISION
 
-from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packing import sample_sizes
 from megatron_llava.data.schedule import TrainingSchedule
 from megatron_llava.data.store import Store
 from megatron_llava.data.store_writer import StoreWriter
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
-from megatron_llava.vision.anyres import parse_grid_pinpoints
 
 SAMPLES = 10_000
 PACK = 100
 
-NEXT = ImageSettings(
-    tile_size=336,
-    patch_size=14,
-    image_aspect_ratio="anyres",
-    grid_pinpoints=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
-    mm_patch_merge_type="spatial_unpad",
-    unpad_round="hf",
-    resize_mode="shortest_edge_crop",
-    image_mean=(0.5, 0.5, 0.5),
-    image_std=(0.5, 0.5, 0.5),
-)
-ONEVISION = replace(
-    NEXT,
-    tile_size=384,
-    image_aspect_ratio="anyres_max_9",
-    grid_pinpoints=parse_grid_pinpoints("(1x1),...,(6x6)", 384),
-    resize_mode="squash",
-)
 SETTINGS = {
     "next": NEXT,
     "next_original": replace(NEXT, unpad_round="llava"),

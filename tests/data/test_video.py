@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_settings import ONEVISION
 from transformers.video_utils import read_video_pyav
 
-from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate, views_of
 from megatron_llava.data.describe import describe_sample
 from megatron_llava.data.html_view import samples_page
@@ -24,24 +24,11 @@ from megatron_llava.data.row_plan import NumpyPlanner
 from megatron_llava.data.statistics import statistics
 from megatron_llava.data.store import Store
 from megatron_llava.text.tokenizer import load_tokenizer
-from megatron_llava.vision.anyres import parse_grid_pinpoints
 from megatron_llava.vision.frames import (
     FrameSampling,
     decode_frames,
     sampled_frames,
     video_length,
-)
-
-SIGLIP = ImageSettings(
-    tile_size=384,
-    patch_size=14,
-    image_aspect_ratio="anyres_max_9",
-    grid_pinpoints=parse_grid_pinpoints("(1x1),...,(6x6)", 384),
-    mm_patch_merge_type="spatial_unpad",
-    unpad_round="hf",
-    resize_mode="squash",
-    image_mean=(0.5, 0.5, 0.5),
-    image_std=(0.5, 0.5, 0.5),
 )
 
 
@@ -133,14 +120,14 @@ def test_thirty_two_frames_are_6273_tokens(stored, videos):
     store = stored(record("long.mp4"))
     sample = store.load(0)
     assert sample.image_sizes == ((32, 0),)
-    lengths, views = sample_sizes(store, SIGLIP)
-    batch = collate([sample], SIGLIP)
+    lengths, views = sample_sizes(store, ONEVISION)
+    batch = collate([sample], ONEVISION)
     text = len(sample.token_ids) - 1
     assert lengths.tolist() == [6273 + text] == [batch.num_rows]
     assert views.tolist() == [32] == [batch.num_views]
     assert (batch.weights != 0).any(axis=1).all()
     # Transformers: 14 x 14 pooled features of each frame, and one newline.
-    per_frame = ((SIGLIP.patches_per_side + 1) // 2) ** 2
+    per_frame = ((ONEVISION.patches_per_side + 1) // 2) ** 2
     assert lengths[0] - text == 32 * per_frame + 1
 
 
@@ -157,7 +144,7 @@ def test_thirty_two_frames_are_6273_tokens(stored, videos):
 )
 def test_every_newline_position_and_pooling(stored, changes, tokens):
     store = stored(record("long.mp4"))
-    settings = replace(SIGLIP, **changes)
+    settings = replace(ONEVISION, **changes)
     lengths, _ = sample_sizes(store, settings)
     batch = collate([store.load(0, with_images=False)], settings, with_pixels=False)
     assert lengths[0] == batch.num_rows == tokens + store.text_lengths[0]
@@ -165,13 +152,13 @@ def test_every_newline_position_and_pooling(stored, changes, tokens):
 
 def test_pixels_are_the_frames_squashed(stored, videos):
     store = stored(record("long.mp4", "<image>\nWhat?"))
-    views = views_of(store.load(0), 0, SIGLIP)
+    views = views_of(store.load(0), 0, ONEVISION)
     data = (videos / "long.mp4").read_bytes()
     numbers = np.linspace(0, 499, 32, dtype=int).tolist()
     for view, picture in zip(views, decode_frames(data, numbers, "x"), strict=True):
         squashed = picture.resize((384, 384), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(view, np.asarray(squashed).transpose(2, 0, 1))
-    batch = collate([store.load(0)], SIGLIP)
+    batch = collate([store.load(0)], ONEVISION)
     np.testing.assert_array_equal(batch.tiles, views)
 
 
@@ -190,7 +177,7 @@ def test_a_folder_of_frames(stored, videos):
     views = views_of(
         sample,
         0,
-        replace(SIGLIP, tile_size=48, patch_size=8, image_aspect_ratio="pad", grid_pinpoints=()),
+        replace(ONEVISION, tile_size=48, patch_size=8, image_aspect_ratio="pad", grid_pinpoints=()),
     )
     assert len(views) == 10
     first = Image.fromarray(frame(int(numbers[1]))).resize((48, 48), Image.Resampling.BICUBIC)
@@ -202,7 +189,7 @@ def test_the_time_instruction(stored, make_settings, tokenizer_folder, videos):
         record("long.mp4", "What happens? <video>"), frames_upbound=3, add_time_instruction=True
     )
     tokenizer = load_tokenizer(str(tokenizer_folder), "auto")
-    text = describe_sample(store, 0, tokenizer, SIGLIP)
+    text = describe_sample(store, 0, tokenizer, ONEVISION)
     assert (
         "<image>\nThe video lasts for 50.00 seconds, and 3 frames are uniformly sampled from it. "
         "These frames are located at 0.00s,24.90s,49.90s.Please answer the following questions "
@@ -218,23 +205,23 @@ def test_videos_among_images(stored, tokenizer_folder):
     sample, two = store.load(0), store.load(1)
     assert sample.image_sizes == ((400, 300), (7, 0))
     assert two.image_sizes == ((7, 0), (32, 0))
-    lengths, views = sample_sizes(store, SIGLIP)
-    batch = collate([sample, two], SIGLIP)
+    lengths, views = sample_sizes(store, ONEVISION)
+    batch = collate([sample, two], ONEVISION)
     assert np.diff(batch.cu_seqlens).tolist() == lengths.tolist()
     assert batch.num_views == views.sum() == len(batch.tiles)
     assert views[0] > 7 + 1
-    plain = collate([sample, two], SIGLIP, with_pixels=False, planner=NumpyPlanner())
+    plain = collate([sample, two], ONEVISION, with_pixels=False, planner=NumpyPlanner())
     np.testing.assert_array_equal(plain.taps, batch.taps)
     tokenizer = load_tokenizer(str(tokenizer_folder), "auto")
-    page = samples_page(store, [0, 1], tokenizer, SIGLIP)
+    page = samples_page(store, [0, 1], tokenizer, ONEVISION)
     assert page.count("<img") == batch.num_views and "video 1: 7 frames" in page
-    assert "3 of them videos" in statistics(store, SIGLIP)
+    assert "3 of them videos" in statistics(store, ONEVISION)
 
 
 def test_a_share_of_the_views_of_a_video(stored):
     sample = stored(record("slow.mp4")).load(0)
-    whole = collate([sample], SIGLIP).tiles
-    parts = [collate([sample], SIGLIP, view_share=(rank, 2)).tiles for rank in range(2)]
+    whole = collate([sample], ONEVISION).tiles
+    parts = [collate([sample], ONEVISION, view_share=(rank, 2)).tiles for rank in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -245,7 +232,7 @@ def test_merged_features_are_those_of_transformers(stored):
     from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
     sample = stored(record("slow.mp4", "<video>")).load(0)
-    batch = collate([sample], SIGLIP)
+    batch = collate([sample], ONEVISION)
     generator = torch.manual_seed(0)
     features = torch.randn(7, 729, 4, generator=generator)
     newline, words = torch.randn(1, 4, generator=generator), torch.zeros(len(batch.token_ids), 4)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_settings import NEXT, ONEVISION
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import VideoSettings
@@ -24,32 +25,12 @@ def hf(model: str, module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"transformers.models.{model}.{module}_{model}"), name)
 
 
-CLIP5 = ImageSettings(
-    tile_size=336,
-    patch_size=14,
-    image_aspect_ratio="anyres",
-    grid_pinpoints=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
-    mm_patch_merge_type="spatial_unpad",
-    unpad_round="hf",
-    resize_mode="shortest_edge_crop",
-    image_mean=(0.48145466, 0.4578275, 0.40821073),
-    image_std=(0.26862954, 0.26130258, 0.27577711),
-)
-SIGLIP36 = replace(
-    CLIP5,
-    tile_size=384,
-    image_aspect_ratio="anyres_max_9",
-    grid_pinpoints=parse_grid_pinpoints("(1x1),...,(6x6)", 384),
-    resize_mode="squash",
-    image_mean=(0.5, 0.5, 0.5),
-    image_std=(0.5, 0.5, 0.5),
-)
 # A smaller tile keeps the pixel comparisons short; the rules do not depend on it.
 CLIP_SMALL = replace(
-    CLIP5, tile_size=84, grid_pinpoints=tuple((w // 4, h // 4) for w, h in CLIP5.grid_pinpoints)
+    NEXT, tile_size=84, grid_pinpoints=tuple((w // 4, h // 4) for w, h in NEXT.grid_pinpoints)
 )
 SIGLIP_SMALL = replace(
-    SIGLIP36, tile_size=70, grid_pinpoints=parse_grid_pinpoints("(1x1),...,(6x6)", 70)
+    ONEVISION, tile_size=70, grid_pinpoints=parse_grid_pinpoints("(1x1),...,(6x6)", 70)
 )
 SIZES: list[Size] = [
     *[(w, h) for w, h in np.random.default_rng(7).integers(20, 1500, (12, 2)).tolist()],
@@ -107,7 +88,7 @@ def test_anyres_pixels(size: Size, name: str, settings: ImageSettings) -> None:
     assert np.abs(ours - theirs).max() == 0.0
 
 
-@pytest.mark.parametrize(("name", "settings"), [("LlavaNext", CLIP5), ("LlavaOnevision", SIGLIP36)])
+@pytest.mark.parametrize(("name", "settings"), [("LlavaNext", NEXT), ("LlavaOnevision", ONEVISION)])
 def test_anyres_pixels_at_full_tile_size(name: str, settings: ImageSettings) -> None:
     image = noise((733, 512))
     theirs = processor(name, settings)(image, return_tensors="np")["pixel_values"][0]
@@ -167,7 +148,7 @@ def their_features(
 
 
 @pytest.mark.parametrize(
-    "settings", [CLIP5, SIGLIP36, replace(SIGLIP36, image_aspect_ratio="anyres_max_2")]
+    "settings", [NEXT, ONEVISION, replace(ONEVISION, image_aspect_ratio="anyres_max_2")]
 )
 def test_merged_features(settings: ImageSettings) -> None:
     generator = torch.manual_seed(3)
@@ -235,7 +216,7 @@ def their_count(settings: ImageSettings, size: Size) -> int:
     return cls._get_number_of_features(stub, size[1], size[0], side, side)
 
 
-@pytest.mark.parametrize("settings", [CLIP5, SIGLIP36])
+@pytest.mark.parametrize("settings", [NEXT, ONEVISION])
 def test_token_counts(settings: ImageSettings) -> None:
     random = np.random.default_rng(5).integers(1, 3000, (10_000, 2)).tolist()
     for width, height in [*FEATURE_SIZES, *random]:
