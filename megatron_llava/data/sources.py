@@ -49,7 +49,8 @@ _KINDS: dict[str, Callable[[Path], Source]] = {
     ".arrow": ArrowRecords,
     ".tar": TarRecords,
 }
-_SPLIT = re.compile(r"([a-z0-9_.]+)-[0-9]{5}-of-[0-9]{5}")
+# `train-00000-of-00004`, in older repositories with a hash behind it.
+_SPLIT = re.compile(r"([A-Za-z0-9_.]+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?")
 
 
 def open_source(name: str | Path) -> Source:

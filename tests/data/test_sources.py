@@ -203,6 +203,11 @@ def test_refused_sources(table, tmp_path):
     write_parquet(table, tmp_path / "two", split="test")
     refused("two", r"holds the splits test, train: .*/train-\*\.parquet'")
     whole = (tmp_path / "two" / "test-00000-of-00001.parquet").read_bytes()
+    (tmp_path / "old").mkdir()
+    for split in ("train", "validation"):
+        name = f"{split}-00000-of-00001-c3e41.parquet"
+        (tmp_path / "old" / name).write_bytes(whole)
+    refused("old", "holds the splits train, validation: ")
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     refused("cut.parquet", "damaged or of another format")
     middle = bytearray(whole)
