@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from preprocess import TEMPLATE, save_tokenizer
 from report_header import header
 from torch.utils.data import DataLoader, Dataset
 
@@ -64,8 +65,6 @@ SETTINGS = {"LLaVA-NeXT, CLIP-L/336": NEXT, "OneVision, SigLIP/384": ONEVISION}
 def make(folder: Path, count: int) -> Path:
     """Records, image files, a tokenizer and a store; the path of the records."""
     import skimage.data
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     from megatron_llava.data.preprocess import PreprocessSettings, preprocess
 
@@ -84,24 +83,12 @@ def make(folder: Path, count: int) -> Path:
         records.append({"image": f"{number}.jpg", "conversations": turns})
     path = folder / "data.json"
     path.write_text(json.dumps(records))
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>", "<video>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator((t["value"] for r in records for t in r["conversations"]), trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(folder / "tokenizer", records, vocab_size=400)
     settings = PreprocessSettings(
         input=path,
         image_folder=folder / "images",
         tokenizer_model=str(folder / "tokenizer"),
+        conversation_template=TEMPLATE,
         output_prefix=folder / "store",
     )
     preprocess(settings, log=io.StringIO())
@@ -145,7 +132,7 @@ class Processed(Dataset[dict[str, Any]]):
 
         if self._tokenizer is None:
             self._tokenizer = AutoTokenizer.from_pretrained(self._folder / "tokenizer")
-            self._tokenizer.chat_template = get_template("qwen_1_5").chat_template_jinja()
+            self._tokenizer.chat_template = get_template(TEMPLATE).chat_template_jinja()
         record = self._records[index]
         roles = {"human": "user", "gpt": "assistant"}
         turns = record["conversations"]

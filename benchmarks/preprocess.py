@@ -82,9 +82,6 @@ def sentence(generator: np.random.Generator, words: int) -> str:
 
 def make(folder: Path, count: int) -> Path:
     """Records with images, and a tokenizer; the path of the records."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     generator = np.random.default_rng(0)
     images = folder / "images"
     images.mkdir()
@@ -105,11 +102,20 @@ def make(folder: Path, count: int) -> Path:
         records.append({"id": str(number), "image": image, "conversations": turns})
     path = folder / "data.json"
     path.write_text(json.dumps(records))
+    save_tokenizer(folder / "tokenizer", records, vocab_size=32_000)
+    return path
+
+
+def save_tokenizer(folder: Path, records: list[dict], vocab_size: int) -> None:
+    """A byte BPE of the records' texts, with the special tokens of TEMPLATE."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=32_000,
+        vocab_size=vocab_size,
         special_tokens=["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -120,8 +126,7 @@ def make(folder: Path, count: int) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return path
+    tokenizer.save_pretrained(folder)
 
 
 def ours(folder: Path, records: Path, verify: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -12,14 +11,9 @@ from typing import Self
 from torch import Tensor
 
 from megatron_llava.convert.tensor_source import TensorSource
-from megatron_llava.convert.weight_files import byte_view
+from megatron_llava.convert.weight_files import checksum
 
 DEPTH = 2  # one tensor is summed while the next is read
-
-
-def checksum(tensor: Tensor) -> str:
-    """The CRC-32 of a contiguous tensor's bytes, in hexadecimal."""
-    return f"{zlib.crc32(byte_view(tensor)):08x}"
 
 
 class Prefetched:

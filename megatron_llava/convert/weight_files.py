@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,11 @@ def byte_view(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, without a copy."""
     array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)
+
+
+def checksum(tensor: Tensor) -> str:
+    """The CRC-32 of a contiguous tensor's bytes, in hexadecimal."""
+    return f"{zlib.crc32(byte_view(tensor)):08x}"
 
 
 class SafetensorsFile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from megatron_llava.convert.weight_files import SafetensorsFile, TorchFile, WeightFile, byte_view
+from megatron_llava.convert.weight_files import SafetensorsFile, TorchFile, WeightFile, checksum
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -37,7 +36,7 @@ def check_checksum(where: str, name: str, tensor: Tensor, checksums: dict[str, s
     expected = checksums.get(name)
     if expected is None:
         return
-    found = f"{zlib.crc32(byte_view(tensor)):08x}"
+    found = checksum(tensor)
     if found != expected:
         raise ValueError(
             f"{where}: tensor {name} has the checksum {found}, and {CHECKSUM_FILE} says "
