@@ -228,7 +228,12 @@ def views_of(sample: Sample, number: int, settings: ImageSettings) -> NDArray[np
     assert sample.images is not None
     data = sample.images[number]
     if is_video(sample.image_sizes[number]):
-        return frame_views(unpack_frames(data, f"{sample.source}: video {number}"), settings)
+        source = f"{sample.source}: video {number}"
+        frames = unpack_frames(data, source)
+        try:
+            return frame_views(frames, settings)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
     source = f"{sample.source}: image {number}"
     image = open_image(data, source)
     if image.size != sample.image_sizes[number]:

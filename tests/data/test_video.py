@@ -277,6 +277,16 @@ def test_bad_videos_are_bad_records(stored, videos, made, message):
     assert "\n" not in str(error.value)
 
 
+def test_frames_too_thin_to_crop_are_named(stored, videos):
+    strips = videos / "strips"
+    strips.mkdir()
+    Image.new("RGB", (40_000, 1)).save(strips / "0.png")
+    sample = stored(record("strips")).load(0)
+    cropping = replace(ONEVISION, resize_mode="shortest_edge_crop")
+    with pytest.raises(ValueError, match=r"sample 0: video 0: image of 40000x1 pixels: scaling"):
+        views_of(sample, 0, cropping)
+
+
 def test_a_time_instruction_is_for_one_video(stored):
     with pytest.raises(ValueError, match="--add-time-instruction is for one video, this record"):
         stored(record(["slow.mp4"] * 2, "<video><video>"), add_time_instruction=True)
