@@ -45,9 +45,10 @@ def read_image(
         return image.data, image.name
     if isinstance(image, FileSlice):
         return _read_slice(image, source), f"{image.path}: {image.name}"
-    path = inside(image, image_folder, source, kind)
+    path = str(inside(image, image_folder, source, kind))
     try:
-        return path.read_bytes(), str(path)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(), path
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{source}: cannot read {kind} {path}: {reason}") from error
@@ -63,7 +64,9 @@ def inside(name: str, folder: Path | None, source: str, kind: str) -> Path:
         raise ValueError(f"{source}: names the {kind} {name}; give --{kind}-folder")
     path = folder / name
     # Data from elsewhere must not choose which files of this machine are read.
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+    root = os.path.join(os.path.abspath(folder), "")
+    # The slash at both ends: "images2" is not inside "images", and "images" itself is.
+    if not f"{os.path.normpath(os.path.join(root, name))}/".startswith(root):
         raise ValueError(
             f"{source}: {kind} {name} is not inside --{kind}-folder {folder}; give a folder that "
             f"holds all {kind}s"

@@ -167,16 +167,19 @@ def test_an_image_named_twice_in_a_sample(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
-def test_data_does_not_choose_files_outside_the_image_folder(tmp_path, name):
+@pytest.mark.parametrize("relative", [False, True])
+def test_data_does_not_choose_files_outside_the_image_folder(tmp_path, monkeypatch, name, relative):
     (tmp_path / "secret.png").write_bytes(b"x")
     folder = tmp_path / "images"
     folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder = Path() if relative else folder
     with pytest.raises(ValueError, match=f"here: image {name} is not inside --image-folder"):
         read_image(name, folder, "here")
     (folder / "b").mkdir()
     (folder / "a.png").write_bytes(b"a")
     assert read_image("b/../a.png", folder, "here")[0] == b"a"
-    assert read_image(str(folder / "a.png"), folder, "here")[0] == b"a"
+    assert read_image(str(folder.absolute() / "a.png"), folder, "here")[0] == b"a"
 
 
 def test_images_that_cannot_be_read(tmp_path):
