@@ -102,23 +102,28 @@ class StoreWriter:
         placeholders = count_images(token_ids)
         assert len(token_ids) == len(label_mask) > 0
         assert placeholders == len(images) == len(sizes)
-        self._append("tokens", token_ids, [len(token_ids)])
-        self._append("mask", label_mask, [len(label_mask)])
-        encoded = np.frombuffer(b"".join(images), dtype=np.uint8)
-        self._append("images", encoded, [len(image) for image in images])
-        self._append("sizes", np.asarray(sizes, dtype=np.int32).reshape(-1), [2] * len(sizes))
+        self._append("tokens", np.asarray(token_ids, dtype=np.int32), [len(token_ids)])
+        self._append("mask", np.asarray(label_mask, dtype=np.uint8), [len(label_mask)])
+        self._append("images", images, [len(image) for image in images])
+        self._append("sizes", np.array(sizes, dtype=np.int32), [2] * len(sizes))
         self._counts["samples"] += 1
         self._counts["images"] += len(images)
         self._counts["videos"] += sum(height == 0 for _, height in sizes)
         self._counts["tokens"] += len(token_ids) - placeholders
         self._counts["supervised_tokens"] += int(np.count_nonzero(label_mask))
-        self._counts["image_bytes"] += encoded.size
+        self._counts["image_bytes"] += sum(map(len, images))
 
-    def _append(self, piece: str, values: np.ndarray, lengths: list[int]) -> None:
-        values = np.ascontiguousarray(values, dtype=PIECES[piece])
-        self._builders[piece].add_document(values, lengths)
-        # The hash of what was handed over also tells when the disk did not keep it.
-        self._digests[piece].update(values.data)
+    def _append(
+        self, piece: str, values: np.ndarray | Sequence[bytes], lengths: Sequence[int]
+    ) -> None:
+        """What the builder's add_document does, which copies everything twice on the way."""
+        builder, digest = self._builders[piece], self._digests[piece]
+        for part in (values.tobytes(),) if isinstance(values, np.ndarray) else values:
+            builder.data_file.write(part)
+            # The hash of what was handed over also tells when the disk did not keep it.
+            digest.update(part)
+        builder.sequence_lengths.extend(lengths)
+        builder.end_document()
 
     def finish(self) -> dict[str, Any]:
         """Publish the store and return its manifest.

@@ -181,28 +181,34 @@ def _rendered(
 def _encode_segments(
     segments: Sequence[Segment], tokenizer: Tokenizer, template: Template
 ) -> Encoded:
-    ids: list[int] = []
-    mask: list[int] = []
-    if template.add_bos and tokenizer.bos_id is not None:
-        ids.append(tokenizer.bos_id)
-        mask.append(0)
     # A tokenizer that knows the placeholder (HF processors add it) goes on after it as in one
     # string; for any other a new text begins there, as in LLaVA.
     knows_image = tokenizer.token_to_id(IMAGE_PLACEHOLDER) is not None
     after_image = IMAGE_PLACEHOLDER if knows_image else ""
     before = ""
+    pieces: list[tuple[str, str]] = []
+    # None is an image, 0 and 1 the next piece: untrained or trained.
+    order: list[int | None] = []
     for segment in segments:
         for index, piece in enumerate(segment.text.split(IMAGE_PLACEHOLDER)):
             if index:
-                ids.append(IMAGE_TOKEN_INDEX)
-                mask.append(0)
+                order.append(None)
                 before = after_image
             if piece:
-                piece_ids = _encode_after(before, piece, tokenizer)
-                ids.extend(piece_ids)
-                mask.extend([int(segment.supervised)] * len(piece_ids))
+                order.append(int(segment.supervised))
+                pieces.append((before, piece))
                 before = segment.end
-    return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=np.uint8))
+    encoded = iter(_encode_after(pieces, tokenizer))
+    ids: list[int] = []
+    mask = bytearray()
+    if template.add_bos and tokenizer.bos_id is not None:
+        ids.append(tokenizer.bos_id)
+        mask.append(0)
+    for trained in order:
+        piece_ids = [IMAGE_TOKEN_INDEX] if trained is None else next(encoded)
+        ids += piece_ids
+        mask += (b"\1" if trained else b"\0") * len(piece_ids)
+    return Encoded(np.array(ids, dtype=np.int32), np.array(mask, dtype=np.uint8))
 
 
 @lru_cache(maxsize=64)
@@ -211,13 +217,16 @@ def _fixed(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def _encode_after(before: str, text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of `text` where it stands behind `before`.
+def _encode_after(pieces: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each (before, text)'s `text` where it stands behind `before`.
 
     Where a token would span the two, the ids of `text` alone: the border must stay one.
     """
-    head = _fixed(tokenizer, before) if before else []
-    whole = tokenizer.encode(before + text)
-    if whole[: len(head)] == head:
-        return whole[len(head) :]
-    return tokenizer.encode(text)
+    result = tokenizer.encode_all([before + text for before, text in pieces])
+    for number, (before, text) in enumerate(pieces):
+        if before:
+            head = _fixed(tokenizer, before)
+            whole = result[number]
+            continues = whole[: len(head)] == head
+            result[number] = whole[len(head) :] if continues else tokenizer.encode(text)
+    return result

@@ -30,6 +30,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Adds no special token; one written in `text` becomes its id."""
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """What `encode` gives for each text, in less time."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens."""
 
@@ -70,6 +73,12 @@ class HFTokenizer:
             return ids
         # verbose=False: a text longer than the model's limit is judged later, with its images.
         return list(self.hf.encode(text, add_special_tokens=False, verbose=False))
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._backend is None:
+            return [self.encode(text) for text in texts]
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         ids = [int(i) for i in ids]
@@ -131,6 +140,9 @@ class SentencePieceTokenizer:
             elif part:
                 ids.extend(self.sp.encode(part))
         return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.sp.decode([int(i) for i in ids]))

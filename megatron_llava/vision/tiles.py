@@ -36,7 +36,7 @@ def open_image(data: bytes, source: str) -> Image.Image:
     """
     try:
         with _opened(data) as image:
-            return image.convert("RGB")
+            return _rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, IndexError...
@@ -58,15 +58,16 @@ def image_size(data: bytes, source: str, *, verify: bool = False) -> Size:
     try:
         with _opened(data) as image:
             size = image.size
+            decoded = (_rgb(image) if verify else image).size
+    except MemoryError:
+        raise
     except Exception as error:  # as in open_image
         raise _unreadable(data, source, error) from None
-    if verify:
-        decoded = open_image(data, source).size
-        if decoded != size:
-            raise ValueError(
-                f"{source}: the header says {size[0]}x{size[1]} pixels, the image has "
-                f"{decoded[0]}x{decoded[1]}; save it again in another format"
-            )
+    if decoded != size:
+        raise ValueError(
+            f"{source}: the header says {size[0]}x{size[1]} pixels, the image has "
+            f"{decoded[0]}x{decoded[1]}; save it again in another format"
+        )
     return size
 
 
@@ -147,6 +148,11 @@ def _opened(data: bytes) -> Image.Image:
             "8 bits per channel"
         )
     return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _unreadable(data: bytes, source: str, error: Exception) -> ValueError:
