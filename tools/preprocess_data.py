@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from megatron_llava.data.preprocess import PreprocessSettings, preprocess
+from megatron_llava.data.quality import add_quality_flags
 from megatron_llava.data.visual_flags import add_video_flags
 from megatron_llava.platform.device import silence_core_warnings
 from megatron_llava.text.known_templates import TEMPLATES
@@ -85,6 +86,7 @@ def parse_arguments() -> PreprocessSettings:
         metavar="I/N",
         help="only share I of N, from 0; tools/merge_data.py makes one store of all",
     )
+    add_quality_flags(parser)
     add("--overwrite", action="store_true", help="replace the store at the output prefix")
     return PreprocessSettings(**vars(parser.parse_args()))
 

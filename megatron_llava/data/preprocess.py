@@ -6,20 +6,21 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from megatron_llava.data.mixture import Mixture
 from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
+from megatron_llava.data.quality import Quality, QualityFilters, quality_filters
 from megatron_llava.data.record_progress import RecordProgress
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.store_files import check_output_prefix
@@ -46,6 +47,16 @@ class EncodedRecord:
     sizes: list[tuple[int, int]]
 
 
+class LeftOut(NamedTuple):
+    """A record that a quality filter does not want."""
+
+    flag: str
+
+
+EncodedResult = EncodedRecord | LeftOut | str
+"""A str is the message of a bad record."""
+
+
 def encode_record(
     raw: Any,
     source: str,
@@ -56,19 +67,23 @@ def encode_record(
     llava_labels: bool = False,
     share_in_front: float = 0.0,
     seed: int = 0,
-) -> EncodedRecord:
+    quality: Quality | None = None,
+) -> EncodedRecord | LeftOut:
     """Check and tokenise one raw record, and read its images and videos.
 
     Args:
         visuals: where those are.
         llava_labels: see `encode_conversation`.
         share_in_front, seed: see `place_images`; not for records with videos.
+        quality: which records are left out; None for none.
 
     Raises:
         ValueError: one line that starts with `source`.
     """
     record = parse_record(raw, source)
     read = read_visuals(record, visuals)
+    if quality is not None and (flag := quality.reason_against(record, read)):
+        return LeftOut(flag)
     turns = read.turns if record.videos else place_images(read.turns, share_in_front, seed)
     encoded = encode_conversation(
         turns, len(read.items), tokenizer, template, source, llava_labels=llava_labels
@@ -98,6 +113,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--{kind}-folder {folder}: no such directory")
     settings.visuals()
+    Quality(quality_filters(settings))
     front_share(settings.multi_image_placement)
     tokenizer, template = _load_text(settings)
     records = _Shard(
@@ -108,6 +124,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
 
     progress = RecordProgress(len(records), log)
     bad = 0
+    left_out: Counter[str] = Counter()
     writer = StoreWriter(
         settings.output_prefix,
         tokenizer_fingerprint=tokenizer.fingerprint(),
@@ -120,11 +137,16 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
             if isinstance(result, EncodedRecord):
                 writer.add(result.token_ids, result.label_mask, result.images, result.sizes)
                 continue
+            if isinstance(result, LeftOut):
+                left_out[result.flag] += 1
+                continue
             bad += 1
             if bad > settings.max_bad_records:
                 raise ValueError(_too_many_bad(result, bad, settings.max_bad_records))
             progress.print_line(f"skipped: {result}")
         progress.finish()
+        if left_out and not writer.counts["samples"]:
+            raise ValueError(_none_left(left_out))
         writer.finish()
         counts = writer.counts
     return PreprocessSummary(
@@ -133,6 +155,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         tokens=counts["tokens"],
         supervised_tokens=counts["supervised_tokens"],
         bad_records=bad,
+        left_out=dict(sorted(left_out.items())),
         seconds=time.monotonic() - started,
     )
 
@@ -164,6 +187,11 @@ def _too_many_bad(message: str, bad: int, allowed: int) -> str:
     return f"{message}; this is bad record {bad}, --max-bad-records is {allowed}"
 
 
+def _none_left(left_out: Counter[str]) -> str:
+    reasons = ", ".join(f"{flag} {count}" for flag, count in sorted(left_out.items()))
+    return f"no record is left: {reasons} of {left_out.total()}; lower these filters"
+
+
 def _described(settings: PreprocessSettings) -> str:
     """How text was made of records, for the manifest."""
     text = settings.conversation_template
@@ -185,7 +213,7 @@ def _load_text(settings: PreprocessSettings) -> tuple[Tokenizer, Template]:
 
 def _encoded(
     records: Iterable[tuple[str, Any]], settings: PreprocessSettings
-) -> Generator[EncodedRecord | str, None, None]:
+) -> Generator[EncodedResult, None, None]:
     """The records encoded, or the message of a bad one, in order; a bounded number is in flight."""
     iterator = iter(records)
     chunks = iter(lambda: list(islice(iterator, _CHUNK)), [])
@@ -196,7 +224,7 @@ def _encoded(
         return
     # Forked workers share what is imported already; elsewhere they start from nothing.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pending: deque[Future[list[EncodedRecord | str]]] = deque()
+    pending: deque[Future[list[EncodedResult]]] = deque()
     with ProcessPoolExecutor(settings.workers, context, _start_worker, (settings,)) as pool:
         try:
             for chunk in chunks:
@@ -218,11 +246,13 @@ class _ChunkEncoder:
         self._llava_labels = settings.label_compat == "llava"
         self._share_in_front = front_share(settings.multi_image_placement)
         self._seed = settings.seed
+        filters = quality_filters(settings)
+        self._quality = None if filters == QualityFilters() else Quality(filters)
 
-    def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
+    def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedResult]:
         return [self._encode(raw, source) for source, raw in chunk]
 
-    def _encode(self, raw: Any, source: str) -> EncodedRecord | str:
+    def _encode(self, raw: Any, source: str) -> EncodedResult:
         try:
             return encode_record(
                 raw,
@@ -233,12 +263,13 @@ class _ChunkEncoder:
                 llava_labels=self._llava_labels,
                 share_in_front=self._share_in_front,
                 seed=self._seed,
+                quality=self._quality,
             )
         except ValueError as error:
             return str(error)
 
 
-_worker_encoder: Callable[[list[tuple[str, Any]]], list[EncodedRecord | str]] | None = None
+_worker_encoder: Callable[[list[tuple[str, Any]]], list[EncodedResult]] | None = None
 
 
 def _start_worker(settings: PreprocessSettings) -> None:
@@ -261,6 +292,6 @@ def _exit_after(process: BaseProcess) -> None:
     os._exit(1)
 
 
-def _encode_chunk(chunk: list[tuple[str, Any]]) -> list[EncodedRecord | str]:
+def _encode_chunk(chunk: list[tuple[str, Any]]) -> list[EncodedResult]:
     assert _worker_encoder is not None
     return _worker_encoder(chunk)

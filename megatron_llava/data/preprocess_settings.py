@@ -31,6 +31,12 @@ class PreprocessSettings:
     add_time_instruction: bool = False
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
+    min_text_length: int = 0
+    min_image_side: int = 0
+    max_image_aspect_ratio: float = 0.0
+    min_image_entropy: float = 0.0
+    min_image_sharpness: float = 0.0
+    keep_record: str | None = None
 
     def visuals(self) -> VisualSettings:
         """Those of images and videos. ValueError for a value out of range."""
@@ -39,18 +45,25 @@ class PreprocessSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSummary:
-    """What a run wrote. `tokens` counts text tokens, without image placeholders."""
+    """What a run wrote.
+
+    Attributes:
+        tokens: text tokens, without image placeholders.
+        left_out: records that a quality filter left out, by its flag.
+    """
 
     samples: int
     images: int
     tokens: int
     supervised_tokens: int
     bad_records: int
+    left_out: dict[str, int]
     seconds: float
 
     def __str__(self) -> str:
+        left_out = "".join(f"{n} left out by {flag}, " for flag, n in self.left_out.items())
         return (
             f"{self.samples} samples, {self.images} images, {self.tokens} tokens, "
             f"{self.supervised_tokens} supervised tokens, {self.bad_records} bad records, "
-            f"{self.seconds:.1f} s"
+            f"{left_out}{self.seconds:.1f} s"
         )
