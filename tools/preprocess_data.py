@@ -87,6 +87,11 @@ def parse_arguments() -> PreprocessSettings:
         help="only share I of N, from 0; tools/merge_data.py makes one store of all",
     )
     add_quality_flags(parser)
+    add(
+        "--drop-exact-duplicates",
+        action="store_true",
+        help="keep the first of the records with the same tokens and the same image files",
+    )
     add("--overwrite", action="store_true", help="replace the store at the output prefix")
     return PreprocessSettings(**vars(parser.parse_args()))
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from megatron_llava.data.duplicates import SeenRecords
 from megatron_llava.data.mixture import Mixture
 from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
@@ -104,17 +105,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
             `max_bad_records`. Nothing is left under the output prefix.
     """
     started = time.monotonic()
-    check_output_prefix(settings.output_prefix, settings.overwrite)
-    if settings.workers < 1:
-        raise ValueError(f"--workers {settings.workers}: expected at least 1")
-    if settings.max_bad_records < 0:
-        raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
-    for kind, folder in (("image", settings.image_folder), ("video", settings.video_folder)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"--{kind}-folder {folder}: no such directory")
-    settings.visuals()
-    Quality(quality_filters(settings))
-    front_share(settings.multi_image_placement)
+    _check_settings(settings)
     tokenizer, template = _load_text(settings)
     records = _Shard(
         open_records(settings.input, settings.seed, settings.data_root), *settings.shard
@@ -125,6 +116,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     progress = RecordProgress(len(records), log)
     bad = 0
     left_out: Counter[str] = Counter()
+    seen = SeenRecords() if settings.drop_exact_duplicates else None
     writer = StoreWriter(
         settings.output_prefix,
         tokenizer_fingerprint=tokenizer.fingerprint(),
@@ -135,6 +127,9 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         for result in results:
             progress.advance()
             if isinstance(result, EncodedRecord):
+                if seen is not None and seen.again(result.token_ids, result.images):
+                    left_out["--drop-exact-duplicates"] += 1
+                    continue
                 writer.add(result.token_ids, result.label_mask, result.images, result.sizes)
                 continue
             if isinstance(result, LeftOut):
@@ -158,6 +153,20 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         left_out=dict(sorted(left_out.items())),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_settings(settings: PreprocessSettings) -> None:
+    check_output_prefix(settings.output_prefix, settings.overwrite)
+    if settings.workers < 1:
+        raise ValueError(f"--workers {settings.workers}: expected at least 1")
+    if settings.max_bad_records < 0:
+        raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
+    for kind, folder in (("image", settings.image_folder), ("video", settings.video_folder)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"--{kind}-folder {folder}: no such directory")
+    settings.visuals()
+    Quality(quality_filters(settings))
+    front_share(settings.multi_image_placement)
 
 
 class _Shard:

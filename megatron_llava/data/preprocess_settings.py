@@ -37,6 +37,7 @@ class PreprocessSettings:
     min_image_entropy: float = 0.0
     min_image_sharpness: float = 0.0
     keep_record: str | None = None
+    drop_exact_duplicates: bool = False
 
     def visuals(self) -> VisualSettings:
         """Those of images and videos. ValueError for a value out of range."""
@@ -49,7 +50,7 @@ class PreprocessSummary:
 
     Attributes:
         tokens: text tokens, without image placeholders.
-        left_out: records that a quality filter left out, by its flag.
+        left_out: records that a quality filter or a duplicate's flag left out, by that flag.
     """
 
     samples: int

@@ -8,6 +8,7 @@ from scipy.ndimage import laplace
 from skimage import data
 from skimage.measure import shannon_entropy
 
+from megatron_llava.data.duplicates import SeenRecords
 from megatron_llava.data.preprocess import preprocess
 from megatron_llava.data.quality import QualityFilters, sharpness
 from megatron_llava.data.store import Store
@@ -26,7 +27,7 @@ def judged(tmp_path, make_settings):
     folder = tmp_path / "images"
     folder.mkdir()
 
-    def run(images, answers=None, **changes):
+    def run(images, answers=None, numbered=True, **changes):
         answers = answers or ["a long enough answer"] * len(images)
         records = [
             {
@@ -34,7 +35,7 @@ def judged(tmp_path, make_settings):
                 "image": save(folder, f"{number}.png", image),
                 "conversations": [
                     {"from": "human", "value": "<image>\nWhat?"},
-                    {"from": "gpt", "value": f"{number} {answer}"},
+                    {"from": "gpt", "value": f"{number} {answer}" if numbered else answer},
                 ],
             }
             for number, (image, answer) in enumerate(zip(images, answers, strict=True))
@@ -113,6 +114,29 @@ def test_a_function_of_the_user(judged, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--keep-record odd: expected MODULE:FUNCTION"):
         judged(images, keep_record="odd")
     sys.modules.pop("users_filter")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_exact_duplicates(judged, workers):
+    """Equal in tokens and in image bytes; records of either alone stay."""
+    first, second = sized(20, 20), sized(20, 21)
+    images = [first, second, first, first] * 9
+    answers = ["a", "a", "a", "b"] * 9
+    summary, kept = judged(
+        images, answers, numbered=False, drop_exact_duplicates=True, workers=workers
+    )
+    assert kept == [0, 1, 0]
+    assert summary.left_out == {"--drop-exact-duplicates": 33}
+
+
+def test_records_that_only_join_to_the_same_bytes():
+    seen = SeenRecords()
+    tokens = np.array([1, 2], dtype=np.int32)
+    assert not seen.again(tokens, [b"ab", b"c"])
+    assert not seen.again(tokens, [b"a", b"bc"])
+    assert not seen.again(tokens[:1], [tokens[1:].tobytes() + b"ab", b"c"])
+    assert not seen.again(tokens, [])
+    assert seen.again(tokens.copy(), [b"ab", b"c"])
 
 
 def test_nothing_left_is_refused(judged, tmp_path):
