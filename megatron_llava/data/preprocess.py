@@ -287,8 +287,6 @@ def _start_worker(settings: PreprocessSettings) -> None:
     # An interrupt reaches the whole process group; the parent alone cleans up after it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # One process for each core already: the threads of `tokenizers` would only wait for each other.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A parent that was killed closes no queue: without this the workers would wait for ever.

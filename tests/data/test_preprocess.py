@@ -205,7 +205,7 @@ def test_existing_output_is_refused_first(records, make_settings, tmp_path):
 def test_interrupted_tool_leaves_nothing(make_settings, tmp_path):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
     path = tmp_path / "data.jsonl"
-    path.write_text(f"{json.dumps({'conversations': turns})}\n" * 400_000)
+    path.write_text(f"{json.dumps({'conversations': turns})}\n" * 1_200_000)
     processes = {}
     for stop in (signal.SIGINT, signal.SIGTERM):
         folder = tmp_path / stop.name
