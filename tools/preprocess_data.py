@@ -97,11 +97,11 @@ def parse_arguments() -> PreprocessSettings:
 
 
 def main() -> None:
-    settings = parse_arguments()
     silence_core_warnings()
     # Ending by an exception removes the unfinished store and stops the workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
+        settings = parse_arguments()
         summary = preprocess(settings)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -21,7 +21,7 @@ from megatron_llava.data.duplicates import SeenRecords
 from megatron_llava.data.mixture import Mixture
 from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
-from megatron_llava.data.quality import Quality, QualityFilters, quality_filters
+from megatron_llava.data.quality import Quality
 from megatron_llava.data.record_progress import RecordProgress
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.store_files import check_output_prefix
@@ -68,7 +68,7 @@ def encode_record(
     llava_labels: bool = False,
     share_in_front: float = 0.0,
     seed: int = 0,
-    quality: Quality | None = None,
+    quality: Quality,
 ) -> EncodedRecord | LeftOut:
     """Check and tokenise one raw record, and read its images and videos.
 
@@ -76,14 +76,14 @@ def encode_record(
         visuals: where those are.
         llava_labels: see `encode_conversation`.
         share_in_front, seed: see `place_images`; not for records with videos.
-        quality: which records are left out; None for none.
+        quality: which records are left out.
 
     Raises:
         ValueError: one line that starts with `source`.
     """
     record = parse_record(raw, source)
     read = read_visuals(record, visuals)
-    if quality is not None and (flag := quality.reason_against(record, read)):
+    if flag := quality.reason_against(record, read):
         return LeftOut(flag)
     turns = read.turns if record.videos else place_images(read.turns, share_in_front, seed)
     encoded = encode_conversation(
@@ -165,7 +165,7 @@ def _check_settings(settings: PreprocessSettings) -> None:
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--{kind}-folder {folder}: no such directory")
     settings.visuals()
-    Quality(quality_filters(settings))
+    Quality(settings)
     front_share(settings.multi_image_placement)
 
 
@@ -255,8 +255,7 @@ class _ChunkEncoder:
         self._llava_labels = settings.label_compat == "llava"
         self._share_in_front = front_share(settings.multi_image_placement)
         self._seed = settings.seed
-        filters = quality_filters(settings)
-        self._quality = None if filters == QualityFilters() else Quality(filters)
+        self._quality = Quality(settings)
 
     def __call__(self, chunk: list[tuple[str, Any]]) -> list[EncodedResult]:
         return [self._encode(raw, source) for source, raw in chunk]

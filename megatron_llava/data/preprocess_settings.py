@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_llava.data.quality import QualityFilters
 from megatron_llava.data.visual_flags import visual_settings
 from megatron_llava.data.visuals import VisualSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessSettings:
+class PreprocessSettings(QualityFilters):
     """The flags of tools/preprocess_data.py, under their names."""
 
     input: Path
@@ -31,12 +32,6 @@ class PreprocessSettings:
     add_time_instruction: bool = False
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
-    min_text_length: int = 0
-    min_image_side: int = 0
-    max_image_aspect_ratio: float = 0.0
-    min_image_entropy: float = 0.0
-    min_image_sharpness: float = 0.0
-    keep_record: str | None = None
     drop_exact_duplicates: bool = False
 
     def visuals(self) -> VisualSettings:

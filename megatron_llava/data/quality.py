@@ -10,7 +10,6 @@ import argparse
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,12 +55,9 @@ class QualityFilters:
             )
 
     def _thresholds(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "keep_record"}
-
-
-def quality_filters(given: Any) -> QualityFilters:
-    """The filters that fields of `given` ask for. ValueError for a value out of range."""
-    return QualityFilters(**{f.name: getattr(given, f.name) for f in fields(QualityFilters)})
+        return {
+            f.name: getattr(self, f.name) for f in fields(QualityFilters) if f.name != "keep_record"
+        }
 
 
 def add_quality_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +158,7 @@ def _load(name: str) -> KeepRecord:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"--keep-record {name}: expected MODULE:FUNCTION that Python can import: {error}"
+            f"--keep-record {name}: expected MODULE:FUNCTION found on PYTHONPATH: {error}"
         ) from error
     if not callable(found):
         raise ValueError(f"--keep-record {name}: is no function")
