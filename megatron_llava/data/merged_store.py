@@ -36,6 +36,22 @@ def open_store(prefix: str | Path) -> Store | MergedStore:
     return MergedStore(prefix) if "shards" in manifest else Store(prefix)
 
 
+def append_stores(prefix: str | Path, shards: Sequence[str | Path]) -> int:
+    """Put more shards behind those of a merged store; returns its samples now.
+
+    Raises:
+        ValueError: no merged store, or as `merge_stores`.
+    """
+    manifest = read_manifest(manifest_file(prefix))
+    if "shards" not in manifest:
+        raise ValueError(
+            f"{prefix}: is no merged store; merge it and the new shards into one of another name"
+        )
+    folder = Path(prefix).parent
+    there = [folder / shard["prefix"] for shard in manifest["shards"]]
+    return merge_stores(prefix, [*there, *shards], overwrite=True)
+
+
 def merge_stores(prefix: str | Path, shards: Sequence[str | Path], *, overwrite: bool) -> int:
     """Write the manifest of a merged store; returns its samples.
 
@@ -153,6 +169,10 @@ class MergedStore:
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         store, place = self._locate(index)
         return store.sample(place)
+
+    def record_source(self, index: int) -> str:
+        store, place = self._locate(index)
+        return store.record_source(place)
 
     def images(self, index: int) -> list[bytes]:
         store, place = self._locate(index)

@@ -1,7 +1,8 @@
 """What preprocessing is asked for, and what it says it did."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from megatron_llava.data.quality import QualityFilters
 from megatron_llava.data.visual_flags import visual_settings
@@ -33,6 +34,17 @@ class PreprocessSettings(QualityFilters):
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
     drop_exact_duplicates: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """What is not left at its default and decides what is stored, as JSON has it."""
+        silent = ("workers", "overwrite", "output_prefix")
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in silent}
+        defaults = {f.name: f.default for f in fields(self)}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in found.items()
+            if value != defaults[name]
+        }
 
     def visuals(self) -> VisualSettings:
         """Those of images and videos. ValueError for a value out of range."""

@@ -1,13 +1,15 @@
 """The pretokenised multimodal store: text with one placeholder per image, and the encoded images.
 
-A store at prefix P is four Megatron-core indexed datasets and a manifest:
+A store at prefix P is five Megatron-core indexed datasets and a manifest:
 
     P_tokens  int32   one item per sample: token ids, IMAGE_TOKEN_INDEX once per image
     P_mask    uint8   one item per sample: 1 where the token is a supervised label
     P_images  uint8   one item per image: the encoded bytes; one document per sample
     P_sizes   int32   one item per image: [width, height] in pixels; one document per sample
                       a video is an image too, of the bytes of stored_video.py and [frames, 0]
-    P.json            version, counts, tokenizer, template, and size and sha256 of each file
+    P_sources uint8   one item per sample: UTF-8 of where its record was found
+    P.json            version, counts, tokenizer, template, provenance, and size and sha256 of each
+                      file
 
 Nothing in it depends on a resolution, a grid list or a sequence length, so those may change without
 tokenising again.
@@ -24,7 +26,13 @@ from typing import Any, Protocol
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_llava.data.store_files import PIECES, READABLE_VERSIONS, manifest_file, piece_files
+from megatron_llava.data.store_files import (
+    PIECES,
+    READABLE_VERSIONS,
+    manifest_file,
+    piece_files,
+    pieces_of,
+)
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 
 
@@ -89,9 +97,10 @@ class Store:
         if "shards" in self.manifest:
             raise ValueError(f"store {self.prefix}: is a merged store, name one of its shards")
         self._check_file_sizes()
-        self._tokens, self._mask, self._images, self._sizes = (
-            self._open(piece) for piece in PIECES
-        )
+        pieces = {piece: self._open(piece) for piece in pieces_of(self._version)}
+        self._tokens, self._mask = pieces["tokens"], pieces["mask"]
+        self._images, self._sizes = pieces["images"], pieces["sizes"]
+        self._sources = pieces.get("sources")
         self._check_indices_agree()
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
@@ -100,8 +109,15 @@ class Store:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def _version(self) -> int:
+        return int(self.manifest["format_version"])
+
+    def _files(self) -> list[Path]:
+        return piece_files(self.prefix, self._version)
+
     def _check_file_sizes(self) -> None:
-        for path in piece_files(self.prefix):
+        for path in self._files():
             if not path.is_file():
                 raise ValueError(f"store {self.prefix}: {path.name} is missing, make it again")
             expected, found = self.manifest["files"][path.name]["bytes"], path.stat().st_size
@@ -134,6 +150,7 @@ class Store:
             and len(self._images) == len(self._sizes) == images
             and np.array_equal(self._tokens.sequence_lengths, self._mask.sequence_lengths)
             and np.array_equal(self._images.document_indices, self._sizes.document_indices)
+            and (self._sources is None or len(self._sources) == samples)
         )
         if not agree:
             raise ValueError(
@@ -152,7 +169,7 @@ class Store:
 
     def verify_checksums(self) -> None:
         """Read every file; ValueError for the first whose sha256 is not the manifest's."""
-        for path in piece_files(self.prefix):
+        for path in self._files():
             if file_sha256(path) != self.manifest["files"][path.name]["sha256"]:
                 raise ValueError(
                     f"store {self.prefix}: {path.name} has changed since it was written"
@@ -160,8 +177,16 @@ class Store:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the manifest, which holds the sha256 of every file."""
-        return file_sha256(manifest_file(self.prefix))
+        """sha256 of the manifest, which holds the sha256 of every file, without the provenance: the
+        same samples made elsewhere are the same store."""
+        if self._sources is None:
+            return file_sha256(manifest_file(self.prefix))
+        kept = {key: value for key, value in self.manifest.items() if key != "provenance"}
+        files = kept["files"].items()
+        # By piece, for the prefix's name does not matter either.
+        start = len(self.prefix.name)
+        kept["files"] = {n[start:]: f for n, f in files if not n[start:].startswith("_sources.")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     # Core closes its memory maps when an IndexedDataset is collected, whatever still points into
     # them: everything handed out below is therefore a copy.
@@ -196,6 +221,12 @@ class Store:
         """Token ids int32 [n] and label mask uint8 [n] of one sample."""
         return self._tokens[index].copy(), self._mask[index].copy()
 
+    def record_source(self, index: int) -> str:
+        """Where the record of a sample was found; '' in stores before version 3."""
+        if self._sources is None or self._sources.sequence_lengths[index] == 0:
+            return ""
+        return self._sources[index].tobytes().decode(errors="surrogateescape")
+
     def images(self, index: int) -> list[bytes]:
         """Encoded bytes of each image of one sample."""
         first, last = self.image_offsets[index : index + 2]
@@ -205,12 +236,13 @@ class Store:
         """One sample for the collator; without its images only the layout can be made of it."""
         tokens, mask = self.sample(index)
         first, last = self.image_offsets[index : index + 2]
+        found = self.record_source(index)
         return Sample(
             token_ids=tokens,
             label_mask=mask,
             image_sizes=tuple((int(w), int(h)) for w, h in self.image_sizes[first:last]),
             images=tuple(self.images(index)) if with_images else None,
-            source=f"store {self.prefix}: sample {index}",
+            source=f"store {self.prefix}: sample {index}" + (f" ({found})" if found else ""),
         )
 
 

@@ -4,21 +4,28 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 had no videos
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)  # 1 had no videos, 2 no sources
 PIECES: dict[str, type] = {
     "tokens": np.int32,
     "mask": np.uint8,
     "images": np.uint8,
     "sizes": np.int32,
+    "sources": np.uint8,
 }
 COUNTS = ("samples", "images", "videos", "tokens", "supervised_tokens", "image_bytes")
 """What a manifest counts; videos are among the images."""
 
 
-def piece_files(prefix: str | Path) -> list[Path]:
-    """The eight files of a store beside its manifest."""
-    return [Path(f"{prefix}_{piece}{suffix}") for piece in PIECES for suffix in (".bin", ".idx")]
+def pieces_of(version: int) -> list[str]:
+    """What a store of a format version has of PIECES."""
+    return [piece for piece in PIECES if piece != "sources" or version >= 3]
+
+
+def piece_files(prefix: str | Path, version: int = FORMAT_VERSION) -> list[Path]:
+    """The files of a store beside its manifest, two for each piece."""
+    suffixes = (".bin", ".idx")
+    return [Path(f"{prefix}_{piece}{end}") for piece in pieces_of(version) for end in suffixes]
 
 
 def manifest_file(prefix: str | Path) -> Path:

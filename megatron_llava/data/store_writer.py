@@ -35,6 +35,7 @@ class StoreWriter:
         prefix: the store appears as prefix.json, prefix_tokens.bin and so on; its directory is made
             if needed.
         tokenizer_fingerprint, conversation_template: recorded in the manifest.
+        provenance: JSON object that says what the store was made of, recorded as it is.
         overwrite: replace a store that is there already.
 
     Raises:
@@ -47,12 +48,14 @@ class StoreWriter:
         *,
         tokenizer_fingerprint: str,
         conversation_template: str,
+        provenance: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
         self.prefix = Path(prefix)
         check_output_prefix(prefix, overwrite)
         self._tokenizer_fingerprint = tokenizer_fingerprint
         self._conversation_template = conversation_template
+        self._provenance = provenance or {}
         self._counts = dict.fromkeys(COUNTS, 0)
 
     def __enter__(self) -> "StoreWriter":
@@ -90,6 +93,7 @@ class StoreWriter:
         label_mask: np.ndarray,
         images: Sequence[bytes],
         sizes: Sequence[tuple[int, int]],
+        source: str = "",
     ) -> None:
         """Append one sample.
 
@@ -98,6 +102,7 @@ class StoreWriter:
             label_mask: uint8 [n].
             images: encoded bytes of each image, the item of each video.
             sizes: (width, height) of each image, in pixels; (frames, 0) of a video.
+            source: where the record was found.
         """
         placeholders = count_images(token_ids)
         assert len(token_ids) == len(label_mask) > 0
@@ -106,6 +111,9 @@ class StoreWriter:
         self._append("mask", np.asarray(label_mask, dtype=np.uint8), [len(label_mask)])
         self._append("images", images, [len(image) for image in images])
         self._append("sizes", np.array(sizes, dtype=np.int32), [2] * len(sizes))
+        # A path may hold what is no UTF-8.
+        written = source.encode(errors="surrogateescape")
+        self._append("sources", [written], [len(written)])
         self._counts["samples"] += 1
         self._counts["images"] += len(images)
         self._counts["videos"] += sum(height == 0 for _, height in sizes)
@@ -149,6 +157,7 @@ class StoreWriter:
             "tokenizer_fingerprint": self._tokenizer_fingerprint,
             "conversation_template": self._conversation_template,
             "image_token_index": IMAGE_TOKEN_INDEX,
+            "provenance": self._provenance,
             "files": files,
         }
         self._publish(manifest)

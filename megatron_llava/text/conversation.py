@@ -1,27 +1,16 @@
-"""A conversation's turns to token ids and the mask of its trained tokens.
-
-How text becomes ids: every segment of the template is cut at `<image>`, and each piece is encoded
-by itself. So no token spans an image or the start or end of an answer, and the ids of a prompt are
-always the first ids of the whole conversation. A piece that does not open the conversation is
-encoded as a continuation of the fixed text before it (`_encode_after`): a tokenizer that puts a
-space before every text (SentencePiece, Llama) then does not put a second one before an answer.
-
-The ids equal those of the whole string in one go, except where a token would span a border: for
-example an answer that begins with a newline after qwen's header, which itself ends in one.
-"""
+"""A conversation's turns, checked, to token ids and the mask of its trained tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_llava.text.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER
+from megatron_llava.text.pieces import Encoded, Pieces, cut, encode
 from megatron_llava.text.templates import Segment, Template, Turn
 from megatron_llava.text.tokenizer import Tokenizer
 
@@ -32,19 +21,6 @@ _ROLES = {
     "assistant": "gpt",
     "system": "system",
 }
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A tokenised conversation, images not yet expanded.
-
-    Attributes:
-        token_ids: int32 [n], IMAGE_TOKEN_INDEX once per image.
-        label_mask: uint8 [n], 1 where the token itself is trained on (not yet shifted).
-    """
-
-    token_ids: npt.NDArray[np.int32]
-    label_mask: npt.NDArray[np.uint8]
 
 
 def turns_from_record(conversations: Any, source: str) -> list[Turn]:
@@ -91,15 +67,42 @@ def encode_conversation(
     Raises:
         ValueError: one line naming `source`, for turns or placeholders that break these rules.
     """
+    pieces = cut_conversation(
+        turns, num_images, tokenizer, template, source, llava_labels=llava_labels
+    )
+    return encode_conversations([pieces], tokenizer, template, llava_labels=llava_labels)[0]
+
+
+def cut_conversation(
+    turns: Sequence[Turn],
+    num_images: int,
+    tokenizer: Tokenizer,
+    template: Template,
+    source: str,
+    *,
+    llava_labels: bool = False,
+) -> Pieces:
+    """The first half of `encode_conversation`, which finds all that may be wrong with a record."""
     system, dialogue = _check_turns(turns, num_images, template, source)
     if not any(turn.role == "gpt" for turn in dialogue):
         raise ValueError(f"{source}: the conversation has no answer (gpt turn) to train on")
     segments = _rendered(template, dialogue, system, source, llava_labels=llava_labels)
-    encoded = _encode_segments(segments, tokenizer, template)
-    if llava_labels:
-        for token in template.llava_tokens:
-            (token_id,) = tokenizer.encode(token)
-            encoded.label_mask[encoded.token_ids == token_id] = 1
+    return _cut(segments, tokenizer, source)
+
+
+def encode_conversations(
+    conversations: Sequence[Pieces],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    llava_labels: bool = False,
+) -> list[Encoded]:
+    """The second half of `encode_conversation`, of several at once."""
+    encoded = encode(conversations, tokenizer, template)
+    for token in template.llava_tokens if llava_labels else ():
+        (token_id,) = tokenizer.encode(token)
+        for conversation in encoded:
+            conversation.label_mask[conversation.token_ids == token_id] = 1
     return encoded
 
 
@@ -114,7 +117,7 @@ def encode_prompt(
     if dialogue[-1].role != "human":
         raise ValueError(f"{source}: the last turn of a prompt must be human, it is gpt")
     segments = _rendered(template, dialogue, system, source, add_generation_prompt=True)
-    return _encode_segments(segments, tokenizer, template).token_ids
+    return encode([_cut(segments, tokenizer, source)], tokenizer, template)[0].token_ids
 
 
 def place_image(text: str) -> str:
@@ -178,55 +181,8 @@ def _rendered(
         raise ValueError(f"{source}: {error}") from error
 
 
-def _encode_segments(
-    segments: Sequence[Segment], tokenizer: Tokenizer, template: Template
-) -> Encoded:
-    # A tokenizer that knows the placeholder (HF processors add it) goes on after it as in one
-    # string; for any other a new text begins there, as in LLaVA.
-    knows_image = tokenizer.token_to_id(IMAGE_PLACEHOLDER) is not None
-    after_image = IMAGE_PLACEHOLDER if knows_image else ""
-    before = ""
-    pieces: list[tuple[str, str]] = []
-    # None is an image, 0 and 1 the next piece: untrained or trained.
-    order: list[int | None] = []
-    for segment in segments:
-        for index, piece in enumerate(segment.text.split(IMAGE_PLACEHOLDER)):
-            if index:
-                order.append(None)
-                before = after_image
-            if piece:
-                order.append(int(segment.supervised))
-                pieces.append((before, piece))
-                before = segment.end
-    encoded = iter(_encode_after(pieces, tokenizer))
-    ids: list[int] = []
-    mask = bytearray()
-    if template.add_bos and tokenizer.bos_id is not None:
-        ids.append(tokenizer.bos_id)
-        mask.append(0)
-    for trained in order:
-        piece_ids = [IMAGE_TOKEN_INDEX] if trained is None else next(encoded)
-        ids += piece_ids
-        mask += (b"\1" if trained else b"\0") * len(piece_ids)
-    return Encoded(np.array(ids, dtype=np.int32), np.array(mask, dtype=np.uint8))
-
-
-@lru_cache(maxsize=64)
-def _fixed(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a template's own text, which every conversation has."""
-    return tokenizer.encode(text)
-
-
-def _encode_after(pieces: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[list[int]]:
-    """Ids of each (before, text)'s `text` where it stands behind `before`.
-
-    Where a token would span the two, the ids of `text` alone: the border must stay one.
-    """
-    result = tokenizer.encode_all([before + text for before, text in pieces])
-    for number, (before, text) in enumerate(pieces):
-        if before:
-            head = _fixed(tokenizer, before)
-            whole = result[number]
-            continues = whole[: len(head)] == head
-            result[number] = whole[len(head) :] if continues else tokenizer.encode(text)
-    return result
+def _cut(segments: Sequence[Segment], tokenizer: Tokenizer, source: str) -> Pieces:
+    try:
+        return cut(segments, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error

@@ -11,7 +11,8 @@ def test_description(store, tokenizer_folder, image_settings):
     tokens, mask = store.sample(0)
     visual = number_of_tokens((20, 9), image_settings)
     lines = text.splitlines()
-    assert lines[0] == f"store {store.prefix}: sample 0"
+    source = f"{store.prefix.parent}/data.json: record 0 (id=r0)"
+    assert lines[0] == f"store {store.prefix}: sample 0 ({source})"
     assert lines[1].startswith("image 0: 20x9 pixels, ") and lines[1].endswith(
         f" {visual} visual tokens"
     )

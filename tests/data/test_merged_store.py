@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from megatron_llava.data.merged_store import MergedStore, merge_stores, open_store
+from megatron_llava.data.merged_store import MergedStore, append_stores, merge_stores, open_store
 from megatron_llava.data.schedule import TrainingSchedule
 from megatron_llava.data.store import Store
 from megatron_llava.data.store_writer import StoreWriter
@@ -22,7 +22,7 @@ def write(prefix, samples, fingerprint="f00d", template="v1"):
             mask = np.zeros(len(tokens), np.uint8)
             mask[len(mask) - k :] = k > 0
             content = [bytes([k, n]) * (k + 1) for n in range(images)]
-            writer.add(tokens, mask, content, [(10 + k, 20)] * images)
+            writer.add(tokens, mask, content, [(10 + k, 20)] * images, f"file:{k}")
         writer.finish()
     return prefix
 
@@ -47,6 +47,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
         np.testing.assert_array_equal(ours.label_mask, theirs.label_mask)
         assert ours.images == theirs.images and ours.image_sizes == theirs.image_sizes
+        assert found.record_source(index) == f"file:{index + 1}"
         assert found.load(index, with_images=False).images is None
     with pytest.raises(IndexError):
         found.load(9)
@@ -69,6 +70,19 @@ def test_nothing_is_copied_and_all_can_be_moved(stores, tmp_path):
     shutil.move(tmp_path / "shards", moved)
     shutil.move(tmp_path / "merged.json", moved)
     assert_same(open_store(moved / "merged"), whole)
+
+
+def test_shards_are_appended(stores, tmp_path):
+    whole, _ = stores
+    a, b, c = (tmp_path / "shards" / name for name in "abc")
+    merge_stores(tmp_path / "grown", [a], overwrite=False)
+    assert append_stores(tmp_path / "grown", [b, c]) == 9
+    assert_same(open_store(tmp_path / "grown"), whole)
+    with pytest.raises(ValueError, match="none twice"):
+        append_stores(tmp_path / "grown", [b])
+    with pytest.raises(ValueError, match="is no merged store"):
+        append_stores(tmp_path / "whole", [a])
+    assert_same(open_store(tmp_path / "grown"), whole)
 
 
 def test_a_schedule_reads_it(stores, image_settings, tmp_path):

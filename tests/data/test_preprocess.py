@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,12 +109,38 @@ def test_content(records, image_folder, tokenizer_folder, store, store_prefix):
 
 
 def test_workers_do_not_change_the_output(records, make_settings, store_prefix, tmp_path):
-    settings = make_settings(records, tmp_path, workers=3)
+    given = store_prefix.parent / "data.json"
+    settings = make_settings([], tmp_path, input=given, workers=3)
     summary, _ = run(settings)
     assert summary.samples == len(records) and summary.bad_records == 0
-    names = [manifest_file, *[lambda p, i=i: piece_files(p)[i] for i in range(8)]]
-    for name in names:
-        assert name(settings.output_prefix).read_bytes() == name(store_prefix).read_bytes()
+    for files in (lambda prefix: [manifest_file(prefix)], piece_files):
+        pairs = zip(files(settings.output_prefix), files(store_prefix), strict=True)
+        for found, expected in pairs:
+            assert found.read_bytes() == expected.read_bytes()
+
+
+def test_where_samples_come_from(records, make_settings, store, tmp_path):
+    data = tmp_path / "data.json"
+    assert store.record_source(3) == f"{store.prefix.parent}/data.json: record 3 (id=r3)"
+    run(make_settings(records, tmp_path, min_text_length=1, seed=5))
+    made = Store(tmp_path / "store")
+    assert made.manifest["provenance"]["input"] == [f"{data}: 40 of 40 records"]
+    flags = made.manifest["provenance"]["flags"]
+    assert (flags["input"], flags["min_text_length"], flags["seed"]) == (str(data), 1, 5)
+    assert "workers" not in flags and "shard" not in flags
+    # The same samples made of another file, with other flags.
+    assert made.fingerprint == store.fingerprint
+
+
+def test_half_a_surrogate_pair_is_one_bad_record(records, make_settings, tmp_path):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "so \ud83d it is"}]
+    settings = make_settings([records[1], {"conversations": turns}, records[1]], tmp_path)
+    assert refused(settings) == (
+        f"{tmp_path}/data.json: record 1: not valid Unicode: half of a surrogate pair, '\\ud83d', "
+        "in 'so \\ud83d it is<|im' (--max-bad-records N skips up to N such records)"
+    )
+    summary, _ = run(replace(settings, max_bad_records=1))
+    assert (summary.samples, summary.bad_records) == (2, 1)
 
 
 def spoil(records, image_folder):

@@ -17,12 +17,13 @@ SAMPLES = [
 ]
 
 
-def write(prefix, samples=SAMPLES, **options):
+def write(prefix, samples=SAMPLES, sources=("",) * 3, **options):
     with StoreWriter(
         prefix, tokenizer_fingerprint="f00d", conversation_template="qwen_1_5", **options
     ) as writer:
-        for tokens, mask, images, sizes in samples:
-            writer.add(np.array(tokens, np.int32), np.array(mask, np.uint8), images, sizes)
+        for (tokens, mask, images, sizes), source in zip(samples, sources, strict=False):
+            ids, label_mask = np.array(tokens, np.int32), np.array(mask, np.uint8)
+            writer.add(ids, label_mask, images, sizes, source)
         return writer.finish()
 
 
@@ -54,6 +55,33 @@ def test_round_trip(tmp_path):
     assert store.supervised_counts.tolist() == [1, 0, 1]
     assert store.image_offsets.tolist() == [0, 1, 1, 3]
     assert store.image_sizes.tolist() == [[4, 5], [6, 7], [8, 9]]
+    store.verify_checksums()
+
+
+def test_sources_do_not_make_another_store(tmp_path):
+    sources = ["data.json: record 7", "", "caf\u00e9/\udcff.jsonl:3"]
+    here, elsewhere = tmp_path / "s", tmp_path / "elsewhere" / "t"
+    write(here, sources=sources, provenance={"input": ["data.json: 3 of 9 records"]})
+    write(elsewhere)
+    store, other = Store(here), Store(elsewhere)
+    assert [store.record_source(index) for index in range(3)] == sources
+    assert store.load(0).source == f"store {here}: sample 0 (data.json: record 7)"
+    assert other.load(0).source == f"store {elsewhere}: sample 0"
+    assert store.manifest["provenance"] == {"input": ["data.json: 3 of 9 records"]}
+    assert store.fingerprint == other.fingerprint
+    write(elsewhere, SAMPLES[1:], overwrite=True)
+    assert store.fingerprint != Store(elsewhere).fingerprint
+
+
+def test_stores_without_sources_are_read(tmp_path):
+    manifest = write(tmp_path / "s")
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"s_sources{suffix}").unlink()
+        del manifest["files"][f"s_sources{suffix}"]
+    manifest_file(tmp_path / "s").write_text(json.dumps({**manifest, "format_version": 2}))
+    store = Store(tmp_path / "s")
+    assert len(store) == 3 and store.record_source(0) == ""
+    assert store.load(2).source == f"store {tmp_path}/s: sample 2"
     store.verify_checksums()
 
 
@@ -103,7 +131,7 @@ def test_existing_store_needs_overwrite(tmp_path):
         write(tmp_path / "s")
     write(tmp_path / "s", SAMPLES[:1], overwrite=True)
     assert len(Store(tmp_path / "s")) == 1
-    assert len(names(tmp_path)) == 9
+    assert len(names(tmp_path)) == 11
 
 
 def test_failed_overwrite_keeps_the_old_store(tmp_path):
