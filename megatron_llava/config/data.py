@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_llava.config.fields import flag
 
@@ -22,6 +23,11 @@ class DataConfig:
     )
     max_bad_records: int = flag(
         0, "Samples that may be skipped as unusable before the run stops", minimum=0
+    )
+    oversize_samples: Literal["refuse", "leave_out", "truncate"] = flag(
+        "refuse",
+        "Samples longer than a pack: refuse more than --max-bad-records of them, leave_out all of "
+        "them, or truncate them (an image is never cut)",
     )
     packing_window: int = flag(
         0, "Samples packed together; 0 for all of an epoch, which fills packs best", minimum=0

@@ -33,6 +33,9 @@ class Schedule(Protocol):
     num_packs: int | None
     """None where there is no end."""
 
+    num_dropped: int
+    """Samples that do not fit into a pack and are left out."""
+
     longest_sample: int
     """Positions of the longest sample that is used."""
 

@@ -14,6 +14,7 @@ from megatron_llava.data.merged_store import open_store
 from megatron_llava.data.pack_sizes import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
 from megatron_llava.data.store import SampleStore
+from megatron_llava.data.truncate import truncated
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
@@ -86,15 +87,11 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
             reporter.message(remark)
     settings = image_settings(config)
     num_microbatches = config.num_microbatches(dist.get_world_size())
-    store = open_store(config.data.data_path)
+    store = _open_store(config.data.data_path, config, settings, reporter)
     schedule = _training_schedule(config, settings, store)
     _check_positions(config, schedule, store)
-    if schedule.num_dropped:
-        reporter.message(
-            f"store {store.prefix}: {schedule.num_dropped} of {len(store)} samples are longer than "
-            f"--seq-length {config.data.seq_length} and left out, as --max-bad-records allows"
-        )
-    validation = _validation(config, settings, num_microbatches, device)
+    _report_dropped(config, store, schedule, reporter)
+    validation = _validation(config, settings, num_microbatches, device, reporter)
     if config.parallel.pipeline_balance == "auto":
         config, message = balanced(config, pack_sizes(store, settings, schedule))
         reporter.message(message)
@@ -173,6 +170,44 @@ def _resume(
         reporter.message(remark)
 
 
+def _open_store(
+    path: str, config: RunConfig, settings: ImageSettings, reporter: Reporter
+) -> SampleStore:
+    """A store with the samples that a pack can hold, as --oversize-samples says."""
+    data = config.data
+    store = open_store(path)
+    if data.oversize_samples != "truncate":
+        return store
+    shortened = truncated(store, settings, data.seq_length, data.max_views_per_pack)
+    if shortened.kept:
+        reporter.message(
+            f"store {store.prefix}: {len(shortened.kept)} of {len(store)} samples are longer than "
+            "a pack and truncated, as --oversize-samples truncate says"
+        )
+    return shortened
+
+
+def _most_left_out(config: RunConfig, store: SampleStore) -> int:
+    """How many samples that do not fit may be left out."""
+    everything = config.data.oversize_samples == "leave_out"
+    return len(store) if everything else config.data.max_bad_records
+
+
+def _report_dropped(
+    config: RunConfig, store: SampleStore, schedule: Schedule, reporter: Reporter
+) -> None:
+    if schedule.num_dropped:
+        allowed = (
+            "--oversize-samples leave_out"
+            if config.data.oversize_samples == "leave_out"
+            else "--max-bad-records"
+        )
+        reporter.message(
+            f"store {store.prefix}: {schedule.num_dropped} of {len(store)} samples are longer than "
+            f"--seq-length {config.data.seq_length} and left out, as {allowed} allows"
+        )
+
+
 def _training_schedule(
     config: RunConfig, settings: ImageSettings, store: SampleStore
 ) -> TrainingSchedule:
@@ -183,7 +218,7 @@ def _training_schedule(
         data.seq_length,
         seed=config.training.seed,
         window=data.packing_window,
-        max_bad_records=data.max_bad_records,
+        max_bad_records=_most_left_out(config, store),
         max_views=data.max_views_per_pack,
         balance=pack_balance(config),
         cache_path=data.data_cache_path,
@@ -191,22 +226,27 @@ def _training_schedule(
 
 
 def _validation(
-    config: RunConfig, settings: ImageSettings, num_microbatches: int, device: torch.device
+    config: RunConfig,
+    settings: ImageSettings,
+    num_microbatches: int,
+    device: torch.device,
+    reporter: Reporter,
 ) -> Callable[[], BatchSource] | None:
     """A maker of fresh sources over the held-out store, None where there is none."""
     data = config.data
     if data.valid_data_path is None:
         return None
-    store = open_store(data.valid_data_path)
+    store = _open_store(data.valid_data_path, config, settings, reporter)
     schedule = EvaluationSchedule(
         store,
         settings,
         data.seq_length,
         packs_per_step=num_microbatches * config.data_parallel_size(dist.get_world_size()),
         window=data.packing_window,
-        max_bad_records=data.max_bad_records,
+        max_bad_records=_most_left_out(config, store),
         max_views=data.max_views_per_pack,
     )
+    _report_dropped(config, store, schedule, reporter)
     _check_positions(config, schedule, store)
     return lambda: BatchSource(
         store, settings, schedule, config, num_microbatches=num_microbatches, device=device
