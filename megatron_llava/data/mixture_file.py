@@ -7,6 +7,8 @@
         weight: 2.5                         two whole passes and a random half
       - json_path: LLaVA-OneVision-Data/chartqa   what `open_source` reads; below --data-root
         records: 18260                      an error where it holds another number
+      - json_path: LLaVA-ReCap-CC3M
+        about: 2860000                      an error where it holds 5 % more or fewer
 
 Everything that is missing is listed at once. Two entries of different names that hold the same
 records are an error: a weight says that better.
@@ -16,19 +18,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from megatron_llava.data.mixture import Chosen, Mixture, expand_braces
+from megatron_llava.data.mixture_entries import Entry, missing_sources, read_entries
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.sampling import chosen_counts, seed_of, weighted_counts
 from megatron_llava.data.sources import Source, open_source
 
-_KEYS = ("json_path", "sampling_strategy", "weight", "records")
 _COMPARED = 16  # first records of a source that tell it from others
 
 
@@ -47,20 +47,8 @@ def open_records(path: str | Path, seed: int = 0, data_root: Path | None = None)
     return Mixture([Chosen(file=file, counts=np.ones(len(file), np.int64)) for file in files])
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """An entry of a mixture. where: names it in messages."""
-
-    number: int
-    where: str
-    names: list[str]
-    strategy: Any
-    weight: Any
-    records: int | None
-
-
 def _read_yaml(path: Path, seed: int, data_root: Path) -> list[Chosen]:
-    entries = [_entry(path, number, content) for number, content in enumerate(_entries(path))]
+    entries = read_entries(path)
     _check_presence(path, entries, data_root)
     parts = [part for entry in entries for part in _chosen(entry, seed, data_root)]
     _check_clashes(path, [part.file for part in parts])
@@ -69,59 +57,18 @@ def _read_yaml(path: Path, seed: int, data_root: Path) -> list[Chosen]:
     return parts
 
 
-def _entries(path: Path) -> list[Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not valid YAML: {reason}") from None
-    entries = content.get("datasets") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected 'datasets', a list of at least one entry")
-    return entries
-
-
-def _entry(path: Path, number: int, content: Any) -> _Entry:
-    where = f"{path}: datasets[{number}]"
-    if not isinstance(content, dict) or not isinstance(content.get("json_path"), str):
-        raise ValueError(f"{where}: expected an object with a 'json_path'")
-    unknown = sorted(set(content) - set(_KEYS))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
-    records = content.get("records")
-    if records is not None and (isinstance(records, bool) or not isinstance(records, int)):
-        raise ValueError(f"{where}: records {records!r}: expected a whole number")
-    return _Entry(
-        number=number,
-        where=where,
-        names=expand_braces(content["json_path"]),
-        strategy=content.get("sampling_strategy", "all"),
-        weight=content.get("weight", 1),
-        records=records,
-    )
-
-
-def _check_presence(path: Path, entries: Sequence[_Entry], data_root: Path) -> None:
-    names = [name for entry in entries for name in entry.names]
-    # A pattern says itself what it does not find.
-    missing = [n for n in names if "*" not in n and not (data_root / n).exists()]
+def _check_presence(path: Path, entries: Sequence[Entry], data_root: Path) -> None:
+    missing = missing_sources(entries, data_root)
     if missing:
         raise ValueError(
-            f"{path}: {len(missing)} of {len(names)} are no such file or folder below --data-root "
-            f"{data_root.resolve()}: {', '.join(missing)}"
+            f"{path}: {len(missing)} of {sum(len(entry.names) for entry in entries)} are no such "
+            f"file or folder below --data-root {data_root.resolve()}: {', '.join(missing)}"
         )
 
 
-def _chosen(entry: _Entry, seed: int, data_root: Path) -> list[Chosen]:
+def _chosen(entry: Entry, seed: int, data_root: Path) -> list[Chosen]:
     files = [open_source(data_root / name) for name in entry.names]
-    found = sum(map(len, files))
-    if entry.records is not None and found != entry.records:
-        raise ValueError(
-            f"{entry.where}: {', '.join(entry.names)} holds {found:,} records, 'records' says "
-            f"{entry.records:,}"
-        )
+    entry.check_records(sum(map(len, files)))
     parts = []
     for name, file in zip(entry.names, files, strict=True):
         # By the name as written: the same choice wherever the data lie.

@@ -16,28 +16,39 @@ import numpy as np
 _STRATEGY = re.compile(r"(first|end|random):([0-9]+)(%?)")
 
 
-def chosen_counts(records: int, strategy: Any, seed: int, where: str) -> np.ndarray:
-    """int64 [records], 1 for each record that a strategy takes.
+def taken_records(records: int, strategy: Any, where: str) -> int:
+    """How many of so many records a strategy takes.
 
     Raises:
         ValueError: an unknown strategy; more records than there are; none.
     """
-    counts = np.zeros(records, dtype=np.int64)
     if strategy == "all":
-        return counts + 1
+        return records
     match = _STRATEGY.fullmatch(str(strategy))
     if match is None:
         raise ValueError(
             f"{where}: sampling_strategy {strategy!r}: expected all, first:N, end:N or random:N, "
             "N a number of records or a percentage such as 10%"
         )
-    kind, number, percent = match[1], int(match[2]), match[3]
+    number, percent = int(match[2]), match[3]
     count = math.ceil(number * records / 100) if percent else number
     if not 0 < count <= records:
         raise ValueError(
             f"{where}: sampling_strategy {strategy!r} takes {count} of {records} records"
         )
-    if kind == "first":
+    return count
+
+
+def chosen_counts(records: int, strategy: Any, seed: int, where: str) -> np.ndarray:
+    """int64 [records], 1 for each record that a strategy takes.
+
+    Raises:
+        ValueError: as `taken_records`.
+    """
+    counts = np.zeros(records, dtype=np.int64)
+    count = taken_records(records, strategy, where)
+    kind = str(strategy).partition(":")[0]
+    if kind in ("all", "first"):
         counts[:count] = 1
     elif kind == "end":
         counts[records - count :] = 1
@@ -46,19 +57,34 @@ def chosen_counts(records: int, strategy: Any, seed: int, where: str) -> np.ndar
     return counts
 
 
+def weighted_number(records: int, weight: Any, where: str) -> int:
+    """How many records a weight makes of so many.
+
+    Raises:
+        ValueError: a weight that is no number above 0.
+    """
+    whole, extra = _passes(records, weight, where)
+    return whole * records + extra
+
+
 def weighted_counts(
     counts: np.ndarray, weight: Any, seed: int, where: str, name: str
 ) -> np.ndarray:
     """Counts times a weight, whose fraction is a random share of the chosen records."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-        raise ValueError(f"{where}: weight {weight!r}: expected a number above 0")
-    whole = math.floor(weight)
-    result = counts * whole
     chosen = np.flatnonzero(counts)
-    extra = round((weight - whole) * len(chosen))
+    whole, extra = _passes(len(chosen), weight, where)
+    result = counts * whole
     if extra:
         result[chosen[_drawn(len(chosen), extra, seed_of(seed, -1, name))]] += 1
     return result
+
+
+def _passes(records: int, weight: Any, where: str) -> tuple[int, int]:
+    """Whole passes over so many records, and the records of the rest."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+        raise ValueError(f"{where}: weight {weight!r}: expected a number above 0")
+    whole = math.floor(weight)
+    return whole, round((weight - whole) * records)
 
 
 def _drawn(records: int, count: int, seed: int) -> np.ndarray:

@@ -1,13 +1,15 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_llava.data.mixture import expand_braces
+from megatron_llava.data.mixture_entries import Entry
 from megatron_llava.data.mixture_file import open_records
-from megatron_llava.data.sampling import chosen_counts
+from megatron_llava.data.sampling import chosen_counts, weighted_counts
 
 
 def write(folder, name, count):
@@ -169,8 +171,47 @@ def test_expected_records(tmp_path):
         ValueError, match=r"datasets\[0\]: .*a\.json holds 4 records, 'records' says 5"
     ):
         mixture(tmp_path, {"json_path": path, "records": 5})
-    with pytest.raises(ValueError, match="records 'four': expected a whole number"):
-        mixture(tmp_path, {"json_path": path, "records": "four"})
+    for key in ("records", "about"):
+        for value in ("four", 0, True, 4.0):
+            with pytest.raises(ValueError, match=f"{key} {value!r}: expected a whole number above"):
+                mixture(tmp_path, {"json_path": path, key: value})
+
+
+def test_rounded_records(tmp_path):
+    path = str(write_lines(tmp_path, "a", 95))
+    for about in (91, 95, 100):  # 4.4 % more, exactly, 5 % fewer
+        assert len(mixture(tmp_path, {"json_path": path, "about": about})) == 95
+    for about in (90, 101):
+        with pytest.raises(ValueError) as caught:
+            mixture(tmp_path, {"json_path": path, "about": about})
+        assert str(caught.value) == (
+            f"{tmp_path}/mixture.yaml: datasets[0]: {path} holds 95 records, 'about' says {about}, "
+            "which allows 5% of it more or less"
+        )
+    with pytest.raises(ValueError, match="'records' 95 and 'about' 95: give one of them"):
+        mixture(tmp_path, {"json_path": path, "records": 95, "about": 95})
+
+
+@given(
+    records=st.integers(1, 60),
+    strategy=st.sampled_from(
+        ["all", "first:1%", "end:37%", "random:50%", "first:1", "random:100%"]
+    ),
+    weight=st.one_of(st.integers(1, 3), st.floats(0.01, 3)),
+)
+def test_what_is_expected_is_what_is_taken(records, strategy, weight):
+    counts = chosen_counts(records, strategy, 0, "here")
+    counts = weighted_counts(counts, weight, 0, "here", "a")
+    entry = Entry(
+        number=0,
+        where="here",
+        names=("a",),
+        strategy=strategy,
+        weight=weight,
+        records=records,
+        about=None,
+    )
+    assert entry.expected_taken() == counts.sum()
 
 
 def test_two_names_for_the_same_records(tmp_path):
@@ -182,14 +223,3 @@ def test_two_names_for_the_same_records(tmp_path):
     # The same file for two strategies is meant.
     two = [entries[0] | {"sampling_strategy": s} for s in ("first:3", "end:3")]
     assert len(mixture(tmp_path, *two)) == 6
-
-
-def test_recipes_are_complete():
-    for path in (Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"):
-        entries = yaml.safe_load(path.read_text())["datasets"]
-        with pytest.raises(ValueError, match=f"{len(entries)} of {len(entries)} are no such file"):
-            open_records(path, data_root=Path("/absent"))
-    subset = Path(__file__).parents[2] / "examples" / "recipes" / "onevision_subset_474k.yaml"
-    assert (
-        sum(entry["records"] for entry in yaml.safe_load(subset.read_text())["datasets"]) == 474_080
-    )
