@@ -50,6 +50,7 @@ def make_inputs(folder: Path) -> None:
     (folder / "bad.yaml").write_text("data:\n  seq_length: [1\n")
     (folder / "few.jsonl").write_text('{"answer": "one"}\n')
     (folder / "type.yaml").write_text("data: {seq_length: long}\n")
+    (folder / "mixture.yaml").write_text("datasets: [{json_path: data.json, records: 4}]\n")
 
 
 def train_flags(folder: Path, *more: str) -> list[str]:
@@ -77,7 +78,9 @@ def one_run(folder: Path) -> dict[str, Case]:
     asked = ["--hf", str(folder / "back"), "--answers", f"{run}-answers.jsonl"]
     inspect = ["--data-path", str(folder / "store"), "--tokenizer-model", str(folder / "hf")]
     made = [*preprocess, "--output-prefix"]
+    checked = [str(folder / "mixture.yaml"), "--data-root", str(folder)]
     return {
+        "check": Case(TOOLS["check_mixture"], checked, ["4 records; 0 of 1 sources"], 0),
         "import": Case(convert, there, ["wrote"], 0),
         "preprocess": Case(
             TOOLS["preprocess_data"], [*made, str(folder / "store")], ["4 samples"], 0
@@ -186,6 +189,7 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "preprocess: tokenizer": preprocess(
             *data, "--tokenizer-model", absent, words=[f"--tokenizer-model {absent}"]
         ),
+        "check: file": Case(TOOLS["check_mixture"], [f"{absent}.yaml"], ["absent.yaml"], 1),
         "inspect: store": inspect("--data-path", absent, words=[absent]),
         "inspect: index": inspect("--index", "4", words=["4"]),
         "inspect: tokenizer": inspect("--tokenizer-model", absent, words=["--tokenizer-model"]),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_llava.data.mixture import expand_braces
+from megatron_llava.data.mixture_check import check_mixture
 from megatron_llava.data.mixture_entries import Entry
 from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.sampling import chosen_counts, weighted_counts
@@ -212,6 +213,33 @@ def test_what_is_expected_is_what_is_taken(records, strategy, weight):
         about=None,
     )
     assert entry.expected_taken() == counts.sum()
+
+
+def test_a_check_reads_nothing(tmp_path):
+    (tmp_path / "a.json").write_text("not read")
+    (tmp_path / "b-1.tar").write_text("not read")
+    entries = [
+        {"json_path": "a.json", "records": 20, "sampling_strategy": "first:10%", "weight": 1.5},
+        {"json_path": "{b,c}-*.tar", "about": 1000},
+        {"json_path": "d{1,2}.json", "records": 30, "sampling_strategy": "first:5"},
+        {"json_path": "e"},
+    ]
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump({"datasets": entries}))
+    check = check_mixture(path, tmp_path)
+    assert check.sources == 6
+    assert check.expected == "about 1,003 records and those of 2 entries without a number"
+    assert check.missing == (
+        "c-*.tar (of about 1,000 records in all)",
+        "d1.json (of 30 records in all)",
+        "d2.json (of 30 records in all)",
+        "e",
+    )
+    path.write_text("datasets: [{json_path: e}]")
+    assert check_mixture(path, tmp_path).expected == "no number of records given"
+    path.write_text("datasets: [{json_path: e, records: 4, sampling_strategy: 'end:5'}]")
+    with pytest.raises(ValueError, match="takes 5 of 4 records"):
+        check_mixture(path, tmp_path)
 
 
 def test_two_names_for_the_same_records(tmp_path):
