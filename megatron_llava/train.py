@@ -10,7 +10,7 @@ from io import StringIO
 from typing import NoReturn
 
 from megatron_llava.config.cli import exit_with_error, parse_args
-from megatron_llava.config.exit_codes import STOPPED
+from megatron_llava.config.exit_codes import RANK_LOST, STOPPED, USER_ERROR
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
 from megatron_llava.platform.torchrun import global_rank, world_size
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = prepare(config)
     except ValueError as error:
-        _exit(error)
+        _exit(str(error))
     from megatron_llava.platform.device import (
         join_process_group,
         leave_process_group,
@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         device = set_up_device(config.parallel.device)
     except ValueError as error:
-        _exit(error)
+        _exit(str(error))
     # These rooms import Megatron-core, which must find its device prepared.
+    from megatron_llava.data.workers import lost_worker
     from megatron_llava.observe.metrics import Reporter
     from megatron_llava.platform.lost_ranks import RankWatch
     from megatron_llava.platform.stop_signal import StopSignal
@@ -65,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             trainer = run_training(config, device, reporter, stop_signal)
             reporter.close()
     except ValueError as error:
-        _exit(error)
+        _exit(str(error))
+    except RuntimeError as error:
+        lost = lost_worker(error)
+        if lost is None:
+            raise
+        _exit(lost, RANK_LOST)
     finally:
         leave_process_group()
     if stop_signal is not None and trainer.stopped:
@@ -83,7 +89,7 @@ def _on_first_rank_only() -> Iterator[None]:
         yield
 
 
-def _exit(error: ValueError) -> NoReturn:
+def _exit(error: str, code: int = USER_ERROR) -> NoReturn:
     """One line for the whole job.
 
     Most errors are found by every rank; the first one says it at once, and torchrun then ends the
@@ -92,7 +98,7 @@ def _exit(error: ValueError) -> NoReturn:
     rank = global_rank()
     if rank > 0:
         time.sleep(_SECONDS_FOR_RANK_ZERO)
-    exit_with_error(str(error), f"{_PROGRAM}{f' (rank {rank})' if rank else ''}")
+    exit_with_error(error, f"{_PROGRAM}{f' (rank {rank})' if rank else ''}", code)
 
 
 def prepare(config: RunConfig) -> RunConfig:

@@ -3,13 +3,14 @@
     python signalled_train.py '{"rank": 1, "signal": "SIGKILL", "place": "save", "call": 1}' FLAGS
 
 Places are the model's forward pass and the writing of a checkpoint, when its temporary folder is
-there; calls count from 0. With "group" the signal goes to the children of the rank too, and "beats"
-shortens the silence after which a rank counts as lost.
+there; calls count from 0. With "group" the signal goes to the children of the rank too, with
+"children" to one of them alone, and "beats" shortens the silence after which a rank counts as lost.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,7 +25,8 @@ def signalling(function: Callable[..., Any], fault: dict[str, Any]) -> Callable[
     def called(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == fault["call"] and int(os.environ["RANK"]) == fault["rank"]:
             send = os.killpg if fault.get("group") else os.kill
-            send(os.getpid(), getattr(signal, fault["signal"]))
+            to = multiprocessing.active_children()[0].pid if fault.get("children") else os.getpid()
+            send(to, getattr(signal, fault["signal"]))
         return function(*args, **kwargs)
 
     return called

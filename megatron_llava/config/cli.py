@@ -26,10 +26,10 @@ _EPILOG = (
 )
 
 
-def exit_with_error(message: str, prog: str = "megatron_llava") -> NoReturn:
-    """Print a user error as one line on stderr and exit with status 2."""
+def exit_with_error(message: str, prog: str = "megatron_llava", code: int = USER_ERROR) -> NoReturn:
+    """Print an error as one line on stderr and exit, with the code of a user error by default."""
     print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(USER_ERROR)
+    raise SystemExit(code)
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -18,6 +18,14 @@ class DataConfig:
     )
     seq_length: int | None = flag(None, "Tokens in one pack, images expanded", minimum=1)
     num_workers: int = flag(2, "Loader processes per rank; 0 loads in the trainer", minimum=0)
+    data_timeout_minutes: float = flag(
+        10.0, "A batch that loader processes take longer for ends the run", above=0
+    )
+    exact_pixels: bool = flag(
+        True,
+        "Decode every image in full; off, a JPEG larger than its views is decoded at 1/2, 1/4 or "
+        "1/8 of its size, which is faster and changes pixels slightly",
+    )
     data_cache_path: str | None = flag(
         None, "Folder for packing plans", default_text="beside the store"
     )

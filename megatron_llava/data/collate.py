@@ -32,7 +32,7 @@ from megatron_llava.data.stored_video import unpack_frames
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.frames import frame_views
 from megatron_llava.vision.tile_positions import NO_POSITION, view_positions
-from megatron_llava.vision.tiles import image_views, open_image
+from megatron_llava.vision.tiles import enough_pixels, image_views, open_image
 
 
 def padded_rows(num_rows: int, pad_multiple: int = 1, pad_to: int | None = None) -> int:
@@ -61,6 +61,7 @@ def collate(
     sequence_multiple: int = 1,
     with_pixels: bool = True,
     view_share: tuple[int, int] = (0, 1),
+    exact_pixels: bool = True,
     planner: RowPlanner | None = None,
 ) -> PackedBatch:
     """Lay out a pack, and cut its images into views.
@@ -72,6 +73,7 @@ def collate(
         sequence_multiple: each sample is lengthened to a multiple of this by rows without taps.
         with_pixels: off, nothing is decoded and `tiles` is None.
         view_share: (rank, size): decode only the views dealt to this rank of a group.
+        exact_pixels: off, large JPEGs are decoded at less than their size; see `enough_pixels`.
         planner: what builds the row operator; by default the compiled one where it is installed.
 
     Raises:
@@ -125,7 +127,7 @@ def collate(
         csr_weights=uses.weights,
         feature_positions=feature_positions,
         view_bounds=view_bounds,
-        tiles=_tiles(samples, views, settings, dealt_views(num_views, *view_share))
+        tiles=_tiles(samples, views, settings, dealt_views(num_views, *view_share), exact_pixels)
         if with_pixels
         else None,
         num_samples=len(samples),
@@ -199,7 +201,11 @@ def _positions(
 
 
 def _tiles(
-    samples: Sequence[Sample], views: NDArray[np.int64], settings: ImageSettings, share: range
+    samples: Sequence[Sample],
+    views: NDArray[np.int64],
+    settings: ImageSettings,
+    share: range,
+    exact_pixels: bool,
 ) -> NDArray[np.uint8]:
     """[max(len(share), 1), 3, S, S]: the tower always has something to do, on every rank."""
     side = settings.tile_size
@@ -211,7 +217,7 @@ def _tiles(
             end = first + next(num_views)
             wanted = range(max(first, share.start), min(end, share.stop))
             if wanted:
-                decoded = views_of(sample, number, settings)
+                decoded = views_of(sample, number, settings, exact_pixels=exact_pixels)
                 assert len(decoded) == end - first
                 place = wanted.start - share.start
                 tiles[place : place + len(wanted)] = decoded[wanted.start - first :][: len(wanted)]
@@ -219,7 +225,9 @@ def _tiles(
     return tiles
 
 
-def views_of(sample: Sample, number: int, settings: ImageSettings) -> NDArray[np.uint8]:
+def views_of(
+    sample: Sample, number: int, settings: ImageSettings, *, exact_pixels: bool = True
+) -> NDArray[np.uint8]:
     """uint8 [V, 3, S, S]: what the tower sees of one image or video of a sample.
 
     Raises:
@@ -235,14 +243,19 @@ def views_of(sample: Sample, number: int, settings: ImageSettings) -> NDArray[np
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
     source = f"{sample.source}: image {number}"
-    image = open_image(data, source)
-    if image.size != sample.image_sizes[number]:
-        raise ValueError(
-            f"{source} decodes to {image.size} pixels, stored as {sample.image_sizes[number]}"
-        )
+    size = sample.image_sizes[number]
+    single_view = settings.single_view(sum(not is_video(size) for size in sample.image_sizes))
+    enough = None if exact_pixels else enough_pixels(size, settings, single_view=single_view)
+    image = open_image(data, source, at_least=enough)
+    if image.size not in _sizes_of_decoding(size, exact_pixels):
+        raise ValueError(f"{source} decodes to {image.size} pixels, stored as {size}")
     try:
-        images = sum(not is_video(size) for size in sample.image_sizes)
-        single_view = settings.single_view(images)
-        return image_views(image, settings, single_view=single_view)
+        return image_views(image, settings, single_view=single_view, full_size=size)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _sizes_of_decoding(size: tuple[int, int], exact_pixels: bool) -> set[tuple[int, int]]:
+    """What an image of this size may decode to."""
+    parts = (1,) if exact_pixels else (1, 2, 4, 8)
+    return {(-(-size[0] // part), -(-size[1] // part)) for part in parts}

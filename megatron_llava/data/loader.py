@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -17,7 +18,10 @@ from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.sent_batch import Sent, received, sendable
 from megatron_llava.data.store import SampleStore
-from megatron_llava.data.workers import begin_worker, started
+from megatron_llava.data.workers import begin_worker, patient
+
+_SECONDS_OF_PATIENCE = 60
+"""After which a batch is late, and again after so many."""
 
 
 class PackedDataLoader:
@@ -37,7 +41,10 @@ class PackedDataLoader:
         data_parallel_rank, data_parallel_size: r and D.
         num_workers: processes that read and decode; 0 does it in this one.
         with_pixels: off for ranks without the vision tower.
-        pad_multiple, pad_to, sequence_multiple, view_share: see `collate`.
+        pin_memory: put pixels where a GPU can fetch them while the trainer goes on.
+        timeout_minutes: a batch that takes longer is an error.
+        say: is told every minute of a batch that is late.
+        pad_multiple, pad_to, sequence_multiple, view_share, exact_pixels: see `collate`.
     """
 
     def __init__(
@@ -50,10 +57,14 @@ class PackedDataLoader:
         data_parallel_size: int = 1,
         num_workers: int = 0,
         with_pixels: bool = True,
+        pin_memory: bool = False,
+        timeout_minutes: float = 10.0,
+        say: Callable[[str], None] = print,
         pad_multiple: int = 1,
         pad_to: int | None = None,
         sequence_multiple: int = 1,
         view_share: tuple[int, int] = (0, 1),
+        exact_pixels: bool = True,
     ) -> None:
         assert 0 <= data_parallel_rank < data_parallel_size
         # Ranks that end an epoch at different times would wait for each other for ever.
@@ -61,7 +72,8 @@ class PackedDataLoader:
         self.schedule = schedule
         self.consumed_packs = 0
         self._rank, self._size = data_parallel_rank, data_parallel_size
-        self._num_workers = num_workers
+        self._num_workers, self._prefix = num_workers, store.prefix
+        self._pin_memory, self._timeout_minutes, self._say = pin_memory, timeout_minutes, say
         self._packs = _Packs(
             store,
             settings,
@@ -70,6 +82,7 @@ class PackedDataLoader:
             pad_to=pad_to,
             sequence_multiple=sequence_multiple,
             view_share=view_share,
+            exact_pixels=exact_pixels,
             num_workers=num_workers,
         )
 
@@ -99,9 +112,12 @@ class PackedDataLoader:
         """This rank's batches from the position on; without an end if the schedule has none.
 
         Raises:
-            ValueError: a sample that cannot be used, in one line, also from a worker.
+            ValueError: a sample that cannot be used, in one line, also from a worker; a batch that
+                does not come.
+            RuntimeError: a worker is gone: see `lost_worker`.
         """
-        sampler = _RankPacks(self.schedule, self.consumed_packs + self._rank, self._size)
+        first = self.consumed_packs + self._rank
+        sampler = _RankPacks(self.schedule, first, self._size)
         loader = DataLoader(
             self._packs,
             batch_size=None,
@@ -114,12 +130,30 @@ class PackedDataLoader:
             # Without one of its own it would draw from the generator that dropout uses.
             generator=torch.Generator(),
             worker_init_fn=begin_worker,
+            pin_memory=self._pin_memory,
+            timeout=_SECONDS_OF_PATIENCE if self._num_workers else 0,
         )
-        for sent in started(loader):
+        for sent in patient(loader, partial(self._late, first)):
             if isinstance(sent, str):
                 raise ValueError(sent)
             self.consumed_packs += self._size
             yield received(sent)
+
+    def _late(self, first: int, number: int, times: int) -> None:
+        """Say, or in the end raise, that batch `number` of a pass from pack `first` is late."""
+        pack, seconds = first + number * self._size, times * _SECONDS_OF_PATIENCE
+        samples = ", ".join(map(str, self.schedule.pack(pack).tolist()))
+        text = (
+            f"data-parallel rank {self._rank}: waited {seconds} s for loader worker "
+            f"{number % self._num_workers} of {self._num_workers}, which reads pack {pack}: store "
+            f"{self._prefix}: samples {samples}"
+        )
+        if seconds >= 60 * self._timeout_minutes:
+            raise ValueError(
+                f"{text}; --data-timeout-minutes {self._timeout_minutes:g} ends the run: is the "
+                "disk of the store slow, or its network gone?"
+            )
+        self._say(text)
 
 
 class _RankPacks(Sampler[np.ndarray]):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What torch says of a worker that is gone, by its watch over the pipe and by its signal handler.
+_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) ([^.]*)")
+_LATE = "DataLoader timed out"
 
 
 def begin_worker(worker: int) -> None:
@@ -39,6 +43,57 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
     batches = iter(loader)
     atexit.register(_kill, set(active_children()) - others, os.getpid())
     return batches
+
+
+def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterator[Any]:
+    """The loader's batches, however long one takes.
+
+    Args:
+        loader: its timeout says how often to tell.
+        late: called after each timeout with the number of the batch that is awaited, from 0, and
+            how many timeouts it has taken; an error of it ends the wait.
+    """
+    others = set(active_children())
+    batches = started(loader)
+    workers = set(active_children()) - others
+    number, times = 0, 0
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith(_LATE):
+                    raise
+                times += 1
+                late(number, times)
+                continue
+            except (EOFError, OSError) as error:
+                # A worker that is gone cannot hand over the memory of what it has sent.
+                gone = [str(child.pid) for child in workers if not child.is_alive()]
+                if not gone:
+                    raise
+                message = f"DataLoader worker (pid(s) {', '.join(gone)}) ended unexpectedly"
+                raise RuntimeError(message) from error
+            number, times = number + 1, 0
+            yield batch
+    finally:
+        del batches
+
+
+def lost_worker(error: RuntimeError) -> str | None:
+    """One line for the user where an error says that a worker is gone, else None.
+
+    Torch raises it wherever the trainer is when the worker ends.
+    """
+    match = _LOST.match(str(error))
+    if match is None:
+        return None
+    return (
+        f"a loader worker (process {match[1]}) {match[2]}: where memory ran out, lower "
+        "--num-workers; run the same command again"
+    )
 
 
 def _kill(processes: Iterable[BaseProcess], parent: int) -> None:

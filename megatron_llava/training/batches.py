@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -22,6 +23,11 @@ from megatron_llava.data.store import SampleStore
 
 _FP8_ROWS = 16
 """FP8 matrix products need a multiple of this many rows on each rank."""
+
+
+def _say(text: str) -> None:
+    """Any rank may have to, while the first one waits for it."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def row_multiple(config: RunConfig) -> int:
@@ -99,6 +105,10 @@ class BatchSource:
             data_parallel_size=self.size,
             num_workers=config.data.num_workers if decodes else 0,
             with_pixels=decodes,
+            pin_memory=decodes and device.type == "cuda",
+            timeout_minutes=config.data.data_timeout_minutes,
+            say=_say,
+            exact_pixels=config.data.exact_pixels,
             pad_multiple=self._multiple,
             sequence_multiple=self.share.sequence_multiple,
             view_share=(self.share.view_rank, self.share.view_size),

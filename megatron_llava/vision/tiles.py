@@ -20,7 +20,7 @@ MAX_INTERMEDIATE_PIXELS = 1 << 29
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def open_image(data: bytes, source: str) -> Image.Image:
+def open_image(data: bytes, source: str, *, at_least: Size | None = None) -> Image.Image:
     """Decode an image to RGB.
 
     Only the first frame is read; orientation tags, colour profiles and transparency are ignored, as
@@ -29,6 +29,8 @@ def open_image(data: bytes, source: str) -> Image.Image:
     Args:
         data: the encoded file.
         source: where the bytes come from, for the error.
+        at_least: (W, H) that are enough: a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8
+            of its size that has them.
 
     Raises:
         ValueError: the bytes are no image, are cut short, unfold to more than Pillow's limit of
@@ -36,6 +38,8 @@ def open_image(data: bytes, source: str) -> Image.Image:
     """
     try:
         with _opened(data) as image:
+            if at_least is not None:
+                image.draft(None, at_least)
             return _rgb(image)
     except MemoryError:
         raise
@@ -72,7 +76,11 @@ def image_size(data: bytes, source: str, *, verify: bool = False) -> Size:
 
 
 def image_views(
-    image: Image.Image, settings: ImageSettings, *, single_view: bool = False
+    image: Image.Image,
+    settings: ImageSettings,
+    *,
+    single_view: bool = False,
+    full_size: Size | None = None,
 ) -> NDArray[np.uint8]:
     """Cut an image into the views that the vision tower sees.
 
@@ -84,26 +92,27 @@ def image_views(
         image: RGB image.
         settings: image settings.
         single_view: the image shares its sample with others: one padded view in every mode.
+        full_size: (W, H) of an image that was decoded at less.
 
     Returns:
-        uint8 [V, 3, S, S], V = number_of_views(image.size, settings, single_view=single_view).
+        uint8 [V, 3, S, S], V = number_of_views(full_size, settings, single_view=single_view).
 
     Raises:
         ValueError: a strip so thin that padding or cropping it would need too much memory.
     """
     assert image.mode == "RGB", image.mode
     side = settings.tile_size
+    size = image.size if full_size is None else full_size
     if single_view or settings.image_aspect_ratio == "pad":
-        view = _pad_to_square(image, settings.image_mean).resize((side, side), _BICUBIC)
-        return _channels_first([view])
+        return _channels_first([_padded_view(image, side, settings.image_mean, size)])
     if settings.image_aspect_ratio == "square":
-        return _channels_first([square_view(image, side, settings.resize_mode)])
+        return _channels_first([square_view(image, side, settings.resize_mode, size)])
 
-    views = np.empty((number_of_views(image.size, settings), 3, side, side), dtype=np.uint8)
+    views = np.empty((number_of_views(size, settings), 3, side, side), dtype=np.uint8)
     first_tile = int(settings.has_base_view)
     if first_tile:
-        views[0] = np.asarray(image.resize((side, side), _BICUBIC)).transpose(2, 0, 1)
-    canvas = _letterbox(image, select_best_resolution(image.size, settings.grid_pinpoints))
+        views[0] = np.asarray(_resized(image, size, (side, side))).transpose(2, 0, 1)
+    canvas = _letterbox(image, size, select_best_resolution(size, settings.grid_pinpoints))
     rows, columns = canvas.shape[0] // side, canvas.shape[1] // side
     tiles = views[first_tile:].reshape(rows, columns, 3, side, side)
     tiles[:] = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
@@ -166,18 +175,43 @@ def _channels_first(views: list[Image.Image]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.stack([np.asarray(v) for v in views]).transpose(0, 3, 1, 2))
 
 
-def _letterbox(image: Image.Image, canvas_size: Size) -> NDArray[np.uint8]:
+def enough_pixels(size: Size, settings: ImageSettings, *, single_view: bool = False) -> Size:
+    """(W, H) of an image of which the views can be cut as well as of the whole: twice as many in
+    each direction as the largest of them shows, which Pillow's `reducing_gap` calls enough.
+
+    Args:
+        size: of the whole image.
+        settings, single_view: see `image_views`.
+    """
+    side = settings.tile_size
+    grid = not single_view and settings.image_aspect_ratio not in ("pad", "square")
+    if grid:
+        width, height = _touching(size, select_best_resolution(size, settings.grid_pinpoints))
+        if settings.has_base_view:
+            width, height = max(width, side), max(height, side)
+        return 2 * width, 2 * height
+    # The shorter side may be what fills the view, where it is cropped.
+    scale = side / min(size)
+    return math.ceil(2 * size[0] * scale), math.ceil(2 * size[1] * scale)
+
+
+def _touching(size: Size, canvas_size: Size) -> Size:
+    """(W, H) of an image scaled until it touches a canvas (LLaVA-NeXT, resize_and_pad_image)."""
+    (width, height), (image_width, image_height) = canvas_size, size
+    scale_width, scale_height = width / image_width, height / image_height
+    if scale_width < scale_height:
+        return width, min(math.ceil(image_height * scale_width), height)
+    return min(math.ceil(image_width * scale_height), width), height
+
+
+def _letterbox(image: Image.Image, full_size: Size, canvas_size: Size) -> NDArray[np.uint8]:
     """uint8 [h, w, 3]: the image scaled to touch the canvas, centred on black.
 
     An odd remainder goes to the right or the bottom (LLaVA-NeXT, resize_and_pad_image).
     """
-    (width, height), (image_width, image_height) = canvas_size, image.size
-    scale_width, scale_height = width / image_width, height / image_height
-    if scale_width < scale_height:
-        new_width, new_height = width, min(math.ceil(image_height * scale_width), height)
-    else:
-        new_width, new_height = min(math.ceil(image_width * scale_height), width), height
-    resized = np.asarray(image.resize((new_width, new_height), _BICUBIC))
+    width, height = canvas_size
+    new_width, new_height = _touching(full_size, canvas_size)
+    resized = np.asarray(_resized(image, full_size, (new_width, new_height)))
     if resized.shape == (height, width, 3):
         return resized
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
@@ -186,30 +220,54 @@ def _letterbox(image: Image.Image, canvas_size: Size) -> NDArray[np.uint8]:
     return canvas
 
 
-def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
-    """The image centred on a square of int(255 * mean), at its own scale."""
-    width, height = image.size
-    side = max(width, height)
-    if width == height:
-        return image
-    _check_pixels(image.size, (side, side), "padding to a square")
+def _part(image: Image.Image, full_size: Size) -> int:
+    """1, or 2, 4, 8 where the image was decoded at that part of its size."""
+    return max(round(max(full_size) / max(image.size)), 1)
+
+
+def _padded_view(
+    image: Image.Image, side: int, mean: tuple[float, float, float], full_size: Size
+) -> Image.Image:
+    """S x S of the image centred on a square of int(255 * mean), at its own scale."""
+    longest = max(full_size)
+    part = _part(image, full_size)
+    _check_pixels(full_size, (longest, longest), "padding to a square")
+    before = [(longest - length) // 2 for length in full_size]
+    # Pixels of an image decoded at less are pasted whole, and the square begins within one.
+    left, top = (math.ceil(length / part) for length in before)
+    x, y = left - before[0] / part, top - before[1] / part
     red, green, blue = (int(channel * 255) for channel in mean)
-    square = Image.new("RGB", (side, side), (red, green, blue))
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+    size = math.ceil(longest / part) + (part > 1)
+    square = Image.new("RGB", (size, size), (red, green, blue))
+    square.paste(image, (left, top))
+    return square.resize((side, side), _BICUBIC, (x, y, x + longest / part, y + longest / part))
 
 
-def square_view(image: Image.Image, side: int, resize_mode: str) -> Image.Image:
-    """One S x S view: squashed, or scaled by the shortest edge and cropped in the centre."""
+def square_view(
+    image: Image.Image, side: int, resize_mode: str, full_size: Size | None = None
+) -> Image.Image:
+    """One S x S view: squashed, or scaled by the shortest edge and cropped in the centre.
+
+    full_size: see `image_views`.
+    """
+    full_size = full_size or image.size
     if resize_mode == "squash":
-        return image.resize((side, side), _BICUBIC)
-    width, height = image.size
+        return _resized(image, full_size, (side, side))
+    width, height = full_size
     short, long = min(width, height), max(width, height)
     new_long = int(side * long / short)
     new_size = (side, new_long) if width <= height else (new_long, side)
-    _check_pixels(image.size, new_size, "scaling the short side")
+    _check_pixels(full_size, new_size, "scaling the short side")
     left, top = (new_size[0] - side) // 2, (new_size[1] - side) // 2
-    return image.resize(new_size, _BICUBIC).crop((left, top, left + side, top + side))
+    resized = _resized(image, full_size, new_size)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def _resized(image: Image.Image, full_size: Size, new_size: Size) -> Image.Image:
+    """The image in another size. Of one that was decoded at 1/2, 1/4 or 1/8 the last column and row
+    may stand for a part of a pixel only."""
+    part = _part(image, full_size)
+    return image.resize(new_size, _BICUBIC, (0, 0, full_size[0] / part, full_size[1] / part))
 
 
 def _check_pixels(size: Size, new_size: Size, action: str) -> None:

@@ -274,10 +274,12 @@ def test_padded_rows():
 def test_image_errors_name_the_sample(store, image_settings):
     sample = store.load(0)
     short = replace(sample, images=(sample.images[0][:60],))
-    with pytest.raises(ValueError, match=r"store: sample 0: image 0: cannot read an image"):
+    with pytest.raises(
+        ValueError, match=r"store: sample 0 \(.*r0\)\): image 0: cannot read an image"
+    ):
         collate([short], image_settings)
     other = replace(sample, image_sizes=((21, 9),))
-    message = r"sample 0: image 0 decodes to \(20, 9\) pixels, stored as \(21, 9\)"
+    message = r"sample 0 \(.*\): image 0 decodes to \(20, 9\) pixels, stored as \(21, 9\)"
     with pytest.raises(ValueError, match=message):
         collate([other], image_settings)
 

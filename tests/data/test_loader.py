@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_llava.data import loader as loader_module
 from megatron_llava.data.collate import collate
 from megatron_llava.data.loader import PackedDataLoader
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.packing import sample_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, TrainingSchedule
 from megatron_llava.data.store import Store
+from megatron_llava.data.workers import lost_worker
 
 CAPACITY = 320
 READ_AHEAD = 2
@@ -130,6 +132,50 @@ def runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class SlowStore(Store):
+    """Takes its time over every sample."""
+
+    def load(self, index, *, with_images=True):
+        time.sleep(1.0)
+        return super().load(index, with_images=with_images)
+
+
+def test_a_late_worker_is_named(store_prefix, image_settings, schedule, monkeypatch):
+    monkeypatch.setattr(loader_module, "_SECONDS_OF_PATIENCE", 0.4)
+    made, slow, said = schedule(), SlowStore(store_prefix), []
+    options = {"num_workers": 2, "with_pixels": False, "data_parallel_rank": 1}
+    options |= {"data_parallel_size": 2, "say": said.append}
+    for batch, pack in zip(
+        take(PackedDataLoader(slow, image_settings, made, **options), 2), (1, 3), strict=True
+    ):
+        samples = [slow.load(index, with_images=False) for index in made.pack(pack).tolist()]
+        assert_equal(batch, collate(samples, image_settings, with_pixels=False))
+    ids = ", ".join(map(str, made.pack(1)))
+    assert said[0] == (
+        "data-parallel rank 1: waited 0.4 s for loader worker 0 of 2, which reads pack 1: store "
+        f"{store_prefix}: samples {ids}"
+    )
+    with pytest.raises(ValueError) as error:
+        take(PackedDataLoader(slow, image_settings, made, timeout_minutes=0.6 / 60, **options), 1)
+    assert str(error.value).startswith(said[0].replace("0.4", "0.8"))
+    assert "; --data-timeout-minutes 0.01 ends the run" in str(error.value)
+
+
+def test_a_lost_worker_is_one_line(loader):
+    others = set(multiprocessing.active_children())
+    batches = iter(loader(num_workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    with pytest.raises(RuntimeError) as error:
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in range(2 * READ_AHEAD + 2):
+            next(batches)
+    message = lost_worker(error.value)
+    assert message.startswith(f"a loader worker (process {worker.pid}) ")
+    assert message.endswith("lower --num-workers; run the same command again")
+    assert lost_worker(RuntimeError("shapes do not match")) is None
 
 
 def test_every_epoch_has_every_sample_once(schedule, store, image_settings):

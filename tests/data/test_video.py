@@ -283,7 +283,7 @@ def test_frames_too_thin_to_crop_are_named(stored, videos):
     Image.new("RGB", (40_000, 1)).save(strips / "0.png")
     sample = stored(record("strips")).load(0)
     cropping = replace(ONEVISION, resize_mode="shortest_edge_crop")
-    with pytest.raises(ValueError, match=r"sample 0: video 0: image of 40000x1 pixels: scaling"):
+    with pytest.raises(ValueError, match=r"sample 0 .*: video 0: image of 40000x1 pixels: scaling"):
         views_of(sample, 0, cropping)
 
 

@@ -69,6 +69,17 @@ def test_sigterm_to_one_rank_saves_on_all(pool, command, tmp_path, uninterrupted
     assert_goes_on(pool, command, tmp_path, uninterrupted, step=3)
 
 
+def test_a_loader_worker_killed(setup):
+    """As the kernel does where memory runs out, while the trainer is elsewhere."""
+    fault = {"rank": 0, "signal": "SIGKILL", "place": "forward", "call": 1, "children": True}
+    (ended,) = by_hand([*setup.arguments(), "--num-workers=2"], fault, world_size=1)
+    assert ended.code == RANK_LOST, ended.output
+    (line,) = [text for text in ended.output.splitlines() if "loader worker" in text]
+    assert line.startswith("megatron_llava.train: error: a loader worker (process ")
+    assert "is killed by signal: Killed" in line and "lower --num-workers" in line
+    assert "Traceback" not in ended.output
+
+
 def test_sigterm_without_save_ends_the_run(setup):
     fault = {"rank": 0, "signal": "SIGTERM", "place": "forward", "call": 0}
     assert by_hand(setup.arguments(), fault, world_size=1)[0].code == SIGTERM

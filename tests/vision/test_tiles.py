@@ -9,11 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage import data
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.vision import tiles
 from megatron_llava.vision.anyres import parse_grid_pinpoints
-from megatron_llava.vision.tiles import image_size, image_views, normalize_tiles, open_image
+from megatron_llava.vision.tiles import (
+    enough_pixels,
+    image_size,
+    image_views,
+    normalize_tiles,
+    open_image,
+)
 from megatron_llava.vision.token_layout import number_of_views
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -50,6 +57,37 @@ def test_every_mode_opens_as_rgb(mode: str) -> None:
     image = open_image(data, "x.png")
     assert image.mode == "RGB" and image.size == (7, 5)
     assert image_size(data, "x.png") == image_size(data, "x.png", verify=True) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        TINY,
+        replace(TINY, image_aspect_ratio="nobase"),
+        PAD,
+        SQUARE,
+        replace(SQUARE, resize_mode="shortest_edge_crop"),
+    ],
+)
+@pytest.mark.parametrize("single_view", [False, True])
+@pytest.mark.parametrize("size", [(1023, 769), (640, 1999), (150, 100)])
+def test_reduced_decoding(how: ImageSettings, single_view: bool, size: tuple[int, int]) -> None:
+    """A photograph decoded at less than its size gives about the same views."""
+    photograph = Image.fromarray(data.astronaut()).resize(size, Image.Resampling.BICUBIC)
+    content = encoded(photograph, "JPEG")
+    enough = enough_pixels(size, how, single_view=single_view)
+    whole, reduced = open_image(content, "x"), open_image(content, "x", at_least=enough)
+    fitting = min(size[0] // enough[0], size[1] // enough[1])
+    part = max((part for part in (2, 4, 8) if part <= fitting), default=1)
+    assert reduced.size == (-(-size[0] // part), -(-size[1] // part))
+    expected = image_views(whole, how, single_view=single_view)
+    found = image_views(reduced, how, single_view=single_view, full_size=size)
+    assert found.shape == expected.shape
+    difference = np.abs(found.astype(int) - expected)
+    assert (difference.max() > 0) == (part > 1)
+    assert difference.mean() < 2
+    # What is no JPEG is decoded in full.
+    assert open_image(encoded(photograph, "PNG"), "x", at_least=(1, 1)).size == size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
