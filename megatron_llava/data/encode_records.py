@@ -1,18 +1,9 @@
-"""Raw records checked, read and tokenised, in one process or many, given back in their order."""
+"""Raw records checked, read and tokenised."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +18,6 @@ from megatron_llava.text.pieces import Pieces
 from megatron_llava.text.placement import front_share, place_images
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
-
-# A chunk is tokenised and travels between processes at once: large enough to hide the trip, small
-# enough that the image bytes of all chunks in flight (4 per worker) fit in memory.
-_CHUNK = 16
-_CHUNKS_IN_FLIGHT = 4
 
 Chunk = Sequence[tuple[str, Any]]
 """(source, raw record) of some records."""
@@ -81,7 +67,7 @@ def load_text(settings: PreprocessSettings) -> tuple[Tokenizer, Template]:
 
 
 class ChunkEncoder:
-    """Encodes chunks of raw records with a tokenizer of its own.
+    """Encodes raw records, some at once, with a tokenizer of its own.
 
     Raises:
         ValueError: a setting that cannot be used.
@@ -142,55 +128,3 @@ class ChunkEncoder:
         except ValueError as error:
             return str(error)
         return _Checked(source, read, pieces)
-
-
-def encoded(
-    records: Iterable[tuple[str, Any]], settings: PreprocessSettings
-) -> Generator[EncodedResult, None, None]:
-    """The records encoded, or the message of a bad one, in order; a bounded number is in flight."""
-    iterator = iter(records)
-    chunks = iter(lambda: list(islice(iterator, _CHUNK)), [])
-    if settings.workers == 1:
-        encode = ChunkEncoder(settings)
-        for chunk in chunks:
-            yield from encode(chunk)
-        return
-    # Forked workers share what is imported already; elsewhere they start from nothing.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pending: deque[Future[list[EncodedResult]]] = deque()
-    with ProcessPoolExecutor(settings.workers, context, _start_worker, (settings,)) as pool:
-        try:
-            for chunk in chunks:
-                pending.append(pool.submit(_encode_chunk, chunk))
-                if len(pending) >= _CHUNKS_IN_FLIGHT * settings.workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_worker_encoder: ChunkEncoder | None = None
-
-
-def _start_worker(settings: PreprocessSettings) -> None:
-    """Runs once in each worker process."""
-    global _worker_encoder
-    # An interrupt reaches the whole process group; the parent alone cleans up after it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # A parent that was killed closes no queue: without this the workers would wait for ever.
-    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-    _worker_encoder = ChunkEncoder(settings)
-
-
-def _exit_after(process: BaseProcess) -> None:
-    process.join()
-    os._exit(1)
-
-
-def _encode_chunk(chunk: Chunk) -> list[EncodedResult]:
-    assert _worker_encoder is not None
-    return _worker_encoder(chunk)

@@ -5,14 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any, TextIO
 
+from megatron_llava.data.bad_records import BadRecords
 from megatron_llava.data.duplicates import SeenRecords
-from megatron_llava.data.encode_records import EncodedRecord, LeftOut, encoded, load_text
+from megatron_llava.data.encode_records import ChunkEncoder, EncodedRecord, LeftOut, load_text
 from megatron_llava.data.mixture import Mixture
 from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
 from megatron_llava.data.quality import Quality
+from megatron_llava.data.record_processes import in_processes
 from megatron_llava.data.record_progress import RecordProgress
 from megatron_llava.data.store_files import check_output_prefix
 from megatron_llava.text.placement import front_share
@@ -35,7 +38,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     from megatron_llava.data.store_writer import StoreWriter
 
     progress = RecordProgress(len(records), log)
-    bad = 0
+    bad = BadRecords(settings.max_bad_records)
     left_out: Counter[str] = Counter()
     seen = SeenRecords() if settings.drop_exact_duplicates else None
     writer = StoreWriter(
@@ -45,7 +48,8 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         provenance={"flags": settings.given(), "input": records.describe()},
         overwrite=settings.overwrite,
     )
-    with writer, closing(encoded(records, settings)) as results:
+    encoded = in_processes(records, partial(ChunkEncoder, settings), settings.workers)
+    with writer, closing(encoded) as results:
         for result in results:
             progress.advance()
             if isinstance(result, EncodedRecord):
@@ -63,10 +67,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
             if isinstance(result, LeftOut):
                 left_out[result.flag] += 1
                 continue
-            bad += 1
-            if bad > settings.max_bad_records:
-                raise ValueError(_too_many_bad(result, bad, settings.max_bad_records))
-            progress.print_line(f"skipped: {result}")
+            bad.skip(result, progress)
         progress.finish()
         if left_out and not writer.counts["samples"]:
             raise ValueError(_none_left(left_out))
@@ -77,7 +78,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         images=counts["images"],
         tokens=counts["tokens"],
         supervised_tokens=counts["supervised_tokens"],
-        bad_records=bad,
+        bad_records=bad.count,
         left_out=dict(sorted(left_out.items())),
         seconds=time.monotonic() - started,
     )
@@ -87,8 +88,7 @@ def _check_settings(settings: PreprocessSettings) -> None:
     check_output_prefix(settings.output_prefix, settings.overwrite)
     if settings.workers < 1:
         raise ValueError(f"--workers {settings.workers}: expected at least 1")
-    if settings.max_bad_records < 0:
-        raise ValueError(f"--max-bad-records {settings.max_bad_records}: expected at least 0")
+    BadRecords(settings.max_bad_records)
     for kind, folder in (("image", settings.image_folder), ("video", settings.video_folder)):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--{kind}-folder {folder}: no such directory")
@@ -120,12 +120,6 @@ class _Shard:
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return self._records.between(self._begin, self._end)
-
-
-def _too_many_bad(message: str, bad: int, allowed: int) -> str:
-    if allowed == 0:
-        return f"{message} (--max-bad-records N skips up to N such records)"
-    return f"{message}; this is bad record {bad}, --max-bad-records is {allowed}"
 
 
 def _none_left(left_out: Counter[str]) -> str:
