@@ -79,8 +79,15 @@ def one_run(folder: Path) -> dict[str, Case]:
     inspect = ["--data-path", str(folder / "store"), "--tokenizer-model", str(folder / "hf")]
     made = [*preprocess, "--output-prefix"]
     checked = [str(folder / "mixture.yaml"), "--data-root", str(folder)]
+    chosen = ["--input", str(folder / "data.json"), "--output"]
     return {
         "check": Case(TOOLS["check_mixture"], checked, ["4 records; 0 of 1 sources"], 0),
+        "deduplicate": Case(
+            TOOLS["deduplicate"],
+            [*chosen, str(folder / "distinct.jsonl"), "--image-folder", str(folder)],
+            ["4 records kept, 0 near duplicates removed"],
+            0,
+        ),
         "import": Case(convert, there, ["wrote"], 0),
         "preprocess": Case(
             TOOLS["preprocess_data"], [*made, str(folder / "store")], ["4 samples"], 0
@@ -178,6 +185,10 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         given = ["--load", root, *data, *images, *v1, "--hf", hf]
         return Case(TOOLS["compare_hf"], [*given, *arguments], words)
 
+    def choose(tool: str, *arguments: str, words: list[str]) -> Case:
+        given = [*data, "--output", str(folder / "chosen.jsonl")]
+        return Case(TOOLS[tool], [*given, *arguments], words, 1)
+
     importing = ("--from", "hf", "--to", "megatron")
     exporting = ("--from", "megatron", "--to", "hf")
     unknown = ["--conversation-template", "vicuna"]
@@ -190,6 +201,11 @@ def tool_errors(folder: Path) -> dict[str, Case]:
             *data, "--tokenizer-model", absent, words=[f"--tokenizer-model {absent}"]
         ),
         "check: file": Case(TOOLS["check_mixture"], [f"{absent}.yaml"], ["absent.yaml"], 1),
+        "deduplicate: image": choose("deduplicate", *missing, *images, words=named),
+        "deduplicate: folder": choose("deduplicate", words=["0.png; give --image-folder"]),
+        "deduplicate: similarity": choose(
+            "deduplicate", "--text-similarity", "2", words=["--text-similarity 2.0: expected"]
+        ),
         "inspect: store": inspect("--data-path", absent, words=[absent]),
         "inspect: index": inspect("--index", "4", words=["4"]),
         "inspect: tokenizer": inspect("--tokenizer-model", absent, words=["--tokenizer-model"]),

@@ -23,6 +23,7 @@ ROOMS = (
     "text",
     "vision",
     "data",
+    "curation",
     "ops",
     "models",
     "parallel",
@@ -34,7 +35,7 @@ ROOMS = (
     "recipes",
     "train",
 )
-EXTRAS = ("transformer_engine", "flash_attn")
+EXTRAS = ("transformer_engine", "flash_attn", "imagehash", "datasketch")
 PATCHES = Path("platform/cpu.py")
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
@@ -184,6 +185,19 @@ def test_text_and_vision_know_nothing_of_processes():
         if room_of(path) in ("text", "vision")
         for module, line in imports(parse(path))
         if is_within(module, "megatron") or is_within(module, "torch.distributed")
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_curation_stands_beside_training():
+    """It is used by its own tools only, and knows nothing of the device."""
+    allowed = {"config", "text", "vision", "data", "curation"}
+    found = [(p, target, n) for p in FILES for target, n in rooms_imported(parse(p))]
+    problems = [
+        f"{path}:{line}: {room_of(path)} imports {target}"
+        for path, target, line in found
+        if (room_of(path) == "curation" and target not in allowed)
+        or (target == "curation" and room_of(path) != "curation")
     ]
     assert not problems, "\n".join(problems)
 

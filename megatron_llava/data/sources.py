@@ -30,14 +30,14 @@ class Several:
     """Some sources, one behind the other, as one."""
 
     def __init__(self, path: Path, sources: Sequence[Source]) -> None:
-        self.path, self._sources = path, tuple(sources)
+        self.path, self.sources = path, tuple(sources)
 
     def __len__(self) -> int:
-        return sum(map(len, self._sources))
+        return sum(map(len, self.sources))
 
     def chosen(self, wanted: NDArray[Any]) -> Iterator[tuple[str, Any]]:
         first = 0
-        for source in self._sources:
+        for source in self.sources:
             yield from source.chosen(wanted[first : first + len(source)])
             first += len(source)
 

@@ -1,0 +1,1 @@
+"""Choosing records before they are tokenised."""
