@@ -88,6 +88,12 @@ def one_run(folder: Path) -> dict[str, Case]:
             ["4 records kept, 0 near duplicates removed"],
             0,
         ),
+        "balance": Case(
+            TOOLS["balance_classes"],
+            [*chosen, str(folder / "few-cats.jsonl"), "--by", "kind", "--max-per-class", "3"],
+            ['"cats": 3 of 4 records'],
+            0,
+        ),
         "import": Case(convert, there, ["wrote"], 0),
         "preprocess": Case(
             TOOLS["preprocess_data"], [*made, str(folder / "store")], ["4 samples"], 0
@@ -205,6 +211,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "deduplicate: folder": choose("deduplicate", words=["0.png; give --image-folder"]),
         "deduplicate: similarity": choose(
             "deduplicate", "--text-similarity", "2", words=["--text-similarity 2.0: expected"]
+        ),
+        "balance: field": choose(
+            "balance_classes", "--by", "colour", "--max-per-class", "2", words=["has no colour"]
         ),
         "inspect: store": inspect("--data-path", absent, words=[absent]),
         "inspect: index": inspect("--index", "4", words=["4"]),

@@ -134,6 +134,25 @@ def parse_record(raw: Any, source: str) -> Record:
         if raw.is_caption:
             return _captioned(raw.text, raw.images, source)
         images, raw = raw.images, raw.text
+    raw = decoded_record(raw, source)
+    named = _images(_either(raw, "image", "images", source), source)
+    if images is not None and named:
+        images = tuple(_beside(name, images, source) for name in named)
+    return Record(
+        id=str(raw.get("id", "")),
+        images=named if images is None else images,
+        turns=_turns(_either(raw, "conversations", "messages", source), source),
+        source=source,
+        videos=_images(_either(raw, "video", "videos", source), source, "video"),
+    )
+
+
+def decoded_record(raw: Any, source: str) -> dict[str, Any]:
+    """The object that a raw record of a `RecordFile` is.
+
+    Raises:
+        ValueError: it is none; one line that starts with `source`.
+    """
     if isinstance(raw, bytes):
         try:
             raw = json.loads(raw)
@@ -145,16 +164,7 @@ def parse_record(raw: Any, source: str) -> Record:
             raise ValueError(f"{source}: not valid JSON: nested too deeply") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{source}: expected an object, found {_kind(raw)}")
-    named = _images(_either(raw, "image", "images", source), source)
-    if images is not None and named:
-        images = tuple(_beside(name, images, source) for name in named)
-    return Record(
-        id=str(raw.get("id", "")),
-        images=named if images is None else images,
-        turns=_turns(_either(raw, "conversations", "messages", source), source),
-        source=source,
-        videos=_images(_either(raw, "video", "videos", source), source, "video"),
-    )
+    return raw
 
 
 def _captioned(text: bytes, images: tuple[FileSlice, ...], source: str) -> Record:

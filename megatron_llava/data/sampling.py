@@ -53,7 +53,7 @@ def chosen_counts(records: int, strategy: Any, seed: int, where: str) -> np.ndar
     elif kind == "end":
         counts[records - count :] = 1
     else:
-        counts[_drawn(records, count, seed)] = 1
+        counts[drawn(records, count, seed)] = 1
     return counts
 
 
@@ -75,7 +75,7 @@ def weighted_counts(
     whole, extra = _passes(len(chosen), weight, where)
     result = counts * whole
     if extra:
-        result[chosen[_drawn(len(chosen), extra, seed_of(seed, -1, name))]] += 1
+        result[chosen[drawn(len(chosen), extra, seed_of(seed, -1, name))]] += 1
     return result
 
 
@@ -87,7 +87,8 @@ def _passes(records: int, weight: Any, where: str) -> tuple[int, int]:
     return whole, round((weight - whole) * records)
 
 
-def _drawn(records: int, count: int, seed: int) -> np.ndarray:
+def drawn(records: int, count: int, seed: int) -> np.ndarray:
+    """Numbers below `records` of `count` that are chosen at random: int64 [count]."""
     # The raw bits of a generator are the same in every version of numpy, its choices are not.
     order = np.argsort(np.random.PCG64(seed).random_raw(records), kind="stable")
     return order[:count]
