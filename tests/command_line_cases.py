@@ -199,7 +199,14 @@ def tool_errors(folder: Path) -> dict[str, Case]:
     exporting = ("--from", "megatron", "--to", "hf")
     unknown = ["--conversation-template", "vicuna"]
     few = str(folder / "few.jsonl")
+    output = ["--output", str(folder / "made.json")]
     return {
+        "entries: no source": Case(
+            TOOLS["build_metadata"], output, ["--corpus, --titles and --wordnet"], 1
+        ),
+        "entries: corpus": Case(
+            TOOLS["build_metadata"], [*output, "--corpus", absent], [f"--corpus {absent}"], 1
+        ),
         "preprocess: template": preprocess(*data, *unknown, words=["vicuna: unknown; use one of"]),
         "preprocess: image": preprocess(*missing, *v1, words=named),
         "preprocess: input": preprocess("--input", f"{absent}.json", words=["absent.json"]),
@@ -255,6 +262,7 @@ def usages(folder: Path) -> dict[str, Case]:
     parts = ["--language-model", "a", "--vision-tower", "b", "--save", "c"]
     valid[TOOLS["merge_checkpoint"]] = parts
     valid[TOOLS["merge_data"]] = ["--output-prefix", "a", "--shards", "b"]
+    valid[TOOLS["build_metadata"]] = ["--output", "a"]
     for name, path in TOOLS.items():
         made[f"{name} --help"] = Case(path, ["--help"], [], 0)
         # What the run does not use compares two layouts; their common flags come last.
