@@ -200,12 +200,19 @@ def tool_errors(folder: Path) -> dict[str, Case]:
     unknown = ["--conversation-template", "vicuna"]
     few = str(folder / "few.jsonl")
     output = ["--output", str(folder / "made.json")]
+    balanced = ["sample", *data, "--output", str(folder / "made.jsonl"), "--entries"]
     return {
         "entries: no source": Case(
             TOOLS["build_metadata"], output, ["--corpus, --titles and --wordnet"], 1
         ),
         "entries: corpus": Case(
             TOOLS["build_metadata"], [*output, "--corpus", absent], [f"--corpus {absent}"], 1
+        ),
+        "balance: entries": Case(
+            TOOLS["balance_captions"], [*balanced, absent], [f"--entries {absent}"], 1
+        ),
+        "balance: shard": Case(
+            TOOLS["balance_captions"], [*balanced, absent, "--shard=1/2"], ["needs --counts"], 1
         ),
         "preprocess: template": preprocess(*data, *unknown, words=["vicuna: unknown; use one of"]),
         "preprocess: image": preprocess(*missing, *v1, words=named),
@@ -263,6 +270,8 @@ def usages(folder: Path) -> dict[str, Case]:
     valid[TOOLS["merge_checkpoint"]] = parts
     valid[TOOLS["merge_data"]] = ["--output-prefix", "a", "--shards", "b"]
     valid[TOOLS["build_metadata"]] = ["--output", "a"]
+    captions = ["--input", "a", "--entries", "b", "--counts", "c"]
+    valid[TOOLS["balance_captions"]] = ["count", *captions]
     for name, path in TOOLS.items():
         made[f"{name} --help"] = Case(path, ["--help"], [], 0)
         # What the run does not use compares two layouts; their common flags come last.

@@ -35,7 +35,7 @@ ROOMS = (
     "recipes",
     "train",
 )
-EXTRAS = ("transformer_engine", "flash_attn", "imagehash", "datasketch")
+EXTRAS = ("transformer_engine", "flash_attn", "imagehash", "datasketch", "ahocorasick")
 PATCHES = Path("platform/cpu.py")
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
