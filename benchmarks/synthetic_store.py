@@ -1,4 +1,4 @@
-"""A store whose samples all cost the same, and flags of a model for it."""
+"""Stores of random samples, and flags of a model for them."""
 
 from __future__ import annotations
 
@@ -55,13 +55,35 @@ def write_store(prefix: Path) -> list[str]:
             tokens = random.integers(0, VOCABULARY, TEXT).astype(np.int32)
             writer.add(np.insert(tokens, 1, IMAGE_TOKEN_INDEX), mask, [_png(random)], [IMAGE])
         writer.finish()
-    return [
-        *(f"--{name}={value}" for name, value in _MODEL.items()),
-        *_SWITCHES,
-        f"--data-path={prefix}",
-        "--seq-length=1024",
-        "--packing-window=1",
-    ]
+    return [*_flags(prefix), "--seq-length=1024", "--packing-window=1"]
+
+
+def write_mixed_store(prefix: Path) -> None:
+    """Write samples of no to two images and 16 to 1,000 text tokens."""
+    from megatron_llava.data.store_writer import StoreWriter
+    from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
+
+    random = np.random.default_rng(0)
+    with StoreWriter(prefix, tokenizer_fingerprint="none", conversation_template="none") as writer:
+        for _ in range(SAMPLES):
+            images = int(random.integers(0, 3))
+            text = int(2 ** random.uniform(4, 10))
+            tokens = random.integers(0, VOCABULARY, images + text).astype(np.int32)
+            tokens[:images] = IMAGE_TOKEN_INDEX
+            mask = np.zeros(len(tokens), dtype=np.uint8)
+            mask[-(text // 2) :] = 1
+            writer.add(tokens, mask, [_png(random) for _ in range(images)], [IMAGE] * images)
+        writer.finish()
+
+
+def mixed_flags(prefix: Path) -> list[str]:
+    """Flags of the model and of packs of 2,048 positions of such a store."""
+    return [*_flags(prefix), "--seq-length=2048"]
+
+
+def _flags(prefix: Path) -> list[str]:
+    model = [f"--{name}={value}" for name, value in _MODEL.items()]
+    return [*model, *_SWITCHES, f"--data-path={prefix}"]
 
 
 def _png(random: np.random.Generator) -> bytes:

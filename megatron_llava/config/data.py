@@ -49,3 +49,9 @@ class DataConfig:
         "(a number that divides it) wait little for each other; 0 leaves them as they are",
         minimum=0,
     )
+    pack_cost: tuple[float, ...] | None = flag(
+        None,
+        "What a row, a pair of rows of a sample and a view cost, three integers, as "
+        "benchmarks/calibrate_cost.py prints them",
+        default_text="by FLOPs",
+    )

@@ -19,6 +19,20 @@ def check_batch(config: RunConfig, world_size: int) -> None:
     config.num_microbatches(world_size)
 
 
+def check_pack_cost(config: RunConfig) -> None:
+    """Three whole numbers, so that every machine orders packs alike."""
+    cost = config.data.pack_cost
+    if cost is None:
+        return
+    if len(cost) != 3 or any(value < 0 or value % 1 for value in cost) or not any(cost):
+        raise ValueError(
+            f"--pack-cost {','.join(f'{value:g}' for value in cost)}: expected three whole numbers "
+            "of at least 0, of a row, a pair of rows and a view, such as 700,1,90000"
+        )
+    if not config.data.balance_packs:
+        raise ValueError("--pack-cost orders nothing with --balance-packs 0: drop one of them")
+
+
 def check_schedule(config: RunConfig) -> None:
     """Warmup, decay and rates follow each other."""
     optimizer = config.optimizer

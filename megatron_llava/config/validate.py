@@ -35,6 +35,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_model.check_data_parallel(config)
     rules_model.check_precision(config)
     rules_model.check_sequence(config)
+    rules_training.check_pack_cost(config)
     rules_training.check_schedule(config)
     rules_training.check_tunable_parts(config)
     rules_training.check_recompute(config)

@@ -12,12 +12,16 @@ from megatron_llava.data.packing import Balance
 def pack_balance(config: RunConfig) -> Balance | None:
     """The order that --balance-packs asks for; None where it is 0.
 
-    Costs are the forward's matrix-product FLOPs of a decoder row, of a pair of rows of one sample
-    (half of them masked) and of a view in the tower. They are those of the architecture alone:
-    what is frozen or recomputed may change in a run, the order of its packs may not.
+    Costs are what --pack-cost says. By default they are the forward's matrix-product FLOPs of a
+    decoder row, of a pair of rows of one sample (half of them masked) and of a view in the tower:
+    those of the architecture alone, for what is frozen or recomputed may change in a run, the order
+    of its packs may not.
     """
     if not config.data.balance_packs:
         return None
+    if config.data.pack_cost is not None:
+        row, attended, view = map(int, config.data.pack_cost)
+        return Balance(group=config.data.balance_packs, row=row, attended=attended, view=view)
     language, vision = config.language, config.vision
     hidden, ffn = known(language.hidden_size), known(language.ffn_hidden_size)
     head, layers = known(language.head_width), known(language.num_layers)

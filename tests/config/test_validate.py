@@ -271,6 +271,13 @@ REFUSED = [
     ),
     ({"mm_vision_select_layer": 0}, 1, "--mm-vision-select-layer|0 is too large|below 0"),
     ({"max_bad_records": -1}, 1, "--max-bad-records|-1|at least 0"),
+    ({"pack_cost": (1.0, 2.0)}, 1, "--pack-cost 1,2|three whole numbers"),
+    ({"pack_cost": (1.0, 0.5, 2.0)}, 1, "--pack-cost 1,0.5,2|three whole numbers"),
+    (
+        {"pack_cost": (1.0, 0.0, 2.0), "balance_packs": 0},
+        1,
+        "--pack-cost|--balance-packs 0",
+    ),
     # What must be given.
     ({"train_iters": None}, 1, "--train-iters is required"),
     ({"lr": None}, 1, "--lr is required"),
