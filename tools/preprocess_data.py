@@ -86,6 +86,14 @@ def parse_arguments() -> PreprocessSettings:
         metavar="I/N",
         help="only share I of N, from 0; tools/merge_data.py makes one store of all",
     )
+    add(
+        "--split-turns",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make several samples of a conversation of more than N questions, each with the "
+        "images of the first one (default: 0, off)",
+    )
     add_quality_flags(parser)
     add(
         "--drop-exact-duplicates",

@@ -12,10 +12,12 @@ from megatron_llava.data.preprocess_settings import PreprocessSettings
 from megatron_llava.data.quality import Quality
 from megatron_llava.data.records import parse_record
 from megatron_llava.data.visuals import ReadRecord, read_visuals
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.conversation import cut_conversation, encode_conversations
 from megatron_llava.text.known_templates import get_template
-from megatron_llava.text.pieces import Pieces
+from megatron_llava.text.pieces import Encoded, Pieces
 from megatron_llava.text.placement import front_share, place_images
+from megatron_llava.text.split_turns import Part, split_turns
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -40,12 +42,12 @@ class LeftOut(NamedTuple):
     flag: str
 
 
-EncodedResult = EncodedRecord | LeftOut | str
-"""A str is the message of a bad record."""
+EncodedResult = list[EncodedRecord] | LeftOut | str
+"""The samples of a record, several where it is split; a str is the message of a bad one."""
 
 
 class _Checked(NamedTuple):
-    """A record that can be stored, but for its tokens."""
+    """A sample that can be stored, but for its tokens."""
 
     source: str
     read: ReadRecord
@@ -80,51 +82,78 @@ class ChunkEncoder:
         self._share_in_front = front_share(settings.multi_image_placement)
         self._seed = settings.seed
         self._quality = Quality(settings)
+        self._split_turns = settings.split_turns
 
     def __call__(self, chunk: Chunk) -> list[EncodedResult]:
         checked = [self._check(raw, source) for source, raw in chunk]
-        encoded = iter(
-            encode_conversations(
-                [record.pieces for record in checked if isinstance(record, _Checked)],
-                self._tokenizer,
-                self._template,
-                llava_labels=self._llava_labels,
-            )
+        samples = [sample for record in checked if isinstance(record, list) for sample in record]
+        encoded = encode_conversations(
+            [sample.pieces for sample in samples],
+            self._tokenizer,
+            self._template,
+            llava_labels=self._llava_labels,
         )
-        results: list[EncodedResult] = []
-        for record in checked:
-            if not isinstance(record, _Checked):
-                results.append(record)
-                continue
-            text = next(encoded)
-            results.append(
-                EncodedRecord(
-                    token_ids=text.token_ids,
-                    label_mask=text.label_mask,
-                    images=record.read.items,
-                    sizes=record.read.sizes,
-                    source=record.source,
-                )
-            )
-        return results
+        made = iter(map(_encoded, samples, encoded))
+        return [
+            [next(made) for _ in record] if isinstance(record, list) else record
+            for record in checked
+        ]
 
-    def _check(self, raw: Any, source: str) -> _Checked | LeftOut | str:
+    def _check(self, raw: Any, source: str) -> list[_Checked] | LeftOut | str:
         try:
             record = parse_record(raw, source)
             read = read_visuals(record, self._visuals)
             if flag := self._quality.reason_against(record, read):
                 return LeftOut(flag)
-            turns = read.turns
-            if not record.videos:
-                turns = place_images(turns, self._share_in_front, self._seed)
-            pieces = cut_conversation(
-                turns,
-                len(read.items),
-                self._tokenizer,
-                self._template,
-                source,
-                llava_labels=self._llava_labels,
-            )
+            if not self._split_turns:
+                return [self._cut(read, source, with_videos=bool(record.videos))]
+            parts = split_turns(read.turns, self._split_turns)
+            # Placeholders that are not as many as the images are refused, of the whole record.
+            if len(parts) == 1 or len(read.items) != _placeholders(read):
+                return [self._cut(read, source, with_videos=bool(record.videos))]
+            return [
+                self._cut(
+                    _part_of(read, part),
+                    f"{source}, turns {part.first} to {part.last}",
+                    with_videos=bool(record.videos),
+                )
+                for part in parts
+            ]
         except ValueError as error:
             return str(error)
+
+    def _cut(self, read: ReadRecord, source: str, *, with_videos: bool) -> _Checked:
+        turns = read.turns
+        if not with_videos:
+            turns = place_images(turns, self._share_in_front, self._seed)
+        pieces = cut_conversation(
+            turns,
+            len(read.items),
+            self._tokenizer,
+            self._template,
+            source,
+            llava_labels=self._llava_labels,
+        )
         return _Checked(source, read, pieces)
+
+
+def _encoded(sample: _Checked, text: Encoded) -> EncodedRecord:
+    return EncodedRecord(
+        token_ids=text.token_ids,
+        label_mask=text.label_mask,
+        images=sample.read.items,
+        sizes=sample.read.sizes,
+        source=sample.source,
+    )
+
+
+def _placeholders(read: ReadRecord) -> int:
+    return sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in read.turns)
+
+
+def _part_of(read: ReadRecord, part: Part) -> ReadRecord:
+    return ReadRecord(
+        turns=part.turns,
+        items=[read.items[number] for number in part.images],
+        sizes=[read.sizes[number] for number in part.images],
+    )

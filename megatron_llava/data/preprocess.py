@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from megatron_llava.data.bad_records import BadRecords
 from megatron_llava.data.duplicates import SeenRecords
-from megatron_llava.data.encode_records import ChunkEncoder, EncodedRecord, LeftOut, load_text
+from megatron_llava.data.encode_records import ChunkEncoder, LeftOut, load_text
 from megatron_llava.data.mixture import Mixture
 from megatron_llava.data.mixture_file import open_records
 from megatron_llava.data.preprocess_settings import PreprocessSettings, PreprocessSummary
@@ -40,6 +40,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     progress = RecordProgress(len(records), log)
     bad = BadRecords(settings.max_bad_records)
     left_out: Counter[str] = Counter()
+    split = 0
     seen = SeenRecords() if settings.drop_exact_duplicates else None
     writer = StoreWriter(
         settings.output_prefix,
@@ -52,22 +53,23 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
     with writer, closing(encoded) as results:
         for result in results:
             progress.advance()
-            if isinstance(result, EncodedRecord):
-                if seen is not None and seen.again(result.token_ids, result.images):
-                    left_out["--drop-exact-duplicates"] += 1
-                    continue
-                writer.add(
-                    result.token_ids,
-                    result.label_mask,
-                    result.images,
-                    result.sizes,
-                    result.source,
-                )
-                continue
             if isinstance(result, LeftOut):
                 left_out[result.flag] += 1
-                continue
-            bad.skip(result, progress)
+            elif isinstance(result, str):
+                bad.skip(result, progress)
+            else:
+                split += len(result) > 1
+                for sample in result:
+                    if seen is not None and seen.again(sample.token_ids, sample.images):
+                        left_out["--drop-exact-duplicates"] += 1
+                    else:
+                        writer.add(
+                            sample.token_ids,
+                            sample.label_mask,
+                            sample.images,
+                            sample.sizes,
+                            sample.source,
+                        )
         progress.finish()
         if left_out and not writer.counts["samples"]:
             raise ValueError(_none_left(left_out))
@@ -80,6 +82,7 @@ def preprocess(settings: PreprocessSettings, *, log: TextIO = sys.stderr) -> Pre
         supervised_tokens=counts["supervised_tokens"],
         bad_records=bad.count,
         left_out=dict(sorted(left_out.items())),
+        split_records=split,
         seconds=time.monotonic() - started,
     )
 
@@ -88,6 +91,8 @@ def _check_settings(settings: PreprocessSettings) -> None:
     check_output_prefix(settings.output_prefix, settings.overwrite)
     if settings.workers < 1:
         raise ValueError(f"--workers {settings.workers}: expected at least 1")
+    if settings.split_turns < 0:
+        raise ValueError(f"--split-turns {settings.split_turns}: expected 0 (off) or more")
     BadRecords(settings.max_bad_records)
     for kind, folder in (("image", settings.image_folder), ("video", settings.video_folder)):
         if folder is not None and not folder.is_dir():

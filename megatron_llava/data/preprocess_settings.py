@@ -34,6 +34,7 @@ class PreprocessSettings(QualityFilters):
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
     drop_exact_duplicates: bool = False
+    split_turns: int = 0
 
     def given(self) -> dict[str, Any]:
         """What is not left at its default and decides what is stored, as JSON has it."""
@@ -57,7 +58,9 @@ class PreprocessSummary:
 
     Attributes:
         tokens: text tokens, without image placeholders.
-        left_out: records that a quality filter or a duplicate's flag left out, by that flag.
+        left_out: records that a quality filter left out, and samples that a duplicate's flag did,
+            by that flag.
+        split_records: records that became several samples.
     """
 
     samples: int
@@ -66,12 +69,14 @@ class PreprocessSummary:
     supervised_tokens: int
     bad_records: int
     left_out: dict[str, int]
+    split_records: int
     seconds: float
 
     def __str__(self) -> str:
         left_out = "".join(f"{n} left out by {flag}, " for flag, n in self.left_out.items())
+        split = f"{self.split_records} records split, " if self.split_records else ""
         return (
             f"{self.samples} samples, {self.images} images, {self.tokens} tokens, "
             f"{self.supervised_tokens} supervised tokens, {self.bad_records} bad records, "
-            f"{left_out}{self.seconds:.1f} s"
+            f"{left_out}{split}{self.seconds:.1f} s"
         )

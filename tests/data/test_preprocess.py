@@ -132,6 +132,30 @@ def test_where_samples_come_from(records, make_settings, store, tmp_path):
     assert made.fingerprint == store.fingerprint
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_long_conversations_are_split(records, image_folder, make_settings, tmp_path, workers):
+    settings = make_settings(records, tmp_path, split_turns=1, workers=workers)
+    summary, _ = run(settings)
+    questions = [len(record["conversations"]) // 2 for record in records]
+    assert summary.samples == sum(questions) > len(records)
+    assert summary.split_records == sum(count > 1 for count in questions)
+    assert f", {summary.split_records} records split, " in str(summary)
+    store, number = Store(settings.output_prefix), 0
+    for index, record in enumerate(records):
+        names = record.get("image", [])
+        names = [names] if isinstance(names, str) else names
+        for part in range(questions[index]):
+            sample = store.load(number)
+            number += 1
+            # All images are those of the first question.
+            assert sample.images == tuple((image_folder / name).read_bytes() for name in names)
+            turns = f", turns {2 * part + 1} to {2 * part + 2}" if questions[index] > 1 else ""
+            assert store.record_source(number - 1).endswith(f"(id=r{index}){turns}")
+    negative = replace(settings, split_turns=-1, output_prefix=tmp_path / "none" / "store")
+    (tmp_path / "none").mkdir()
+    assert refused(negative).startswith("--split-turns -1")
+
+
 def test_half_a_surrogate_pair_is_one_bad_record(records, make_settings, tmp_path):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "so \ud83d it is"}]
     settings = make_settings([records[1], {"conversations": turns}, records[1]], tmp_path)
