@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from megatron_llava.data.image_source import FileSlice, ImageBytes, ImageSource
-from megatron_llava.text.constants import IMAGE_PLACEHOLDER
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from megatron_llava.text.conversation import turns_from_record
 from megatron_llava.text.templates import Turn
 
@@ -44,17 +44,18 @@ class Record:
 
 @dataclass(frozen=True)
 class WithImages:
-    """A raw record whose images lie beside it.
+    """A raw record whose images and videos lie beside it.
 
     Attributes:
         text: a JSON object, or a caption of all the images; None where there is neither.
         is_caption: which of the two.
-        images: all images of the record.
+        images, videos: all those of the record.
     """
 
     text: bytes | None
     is_caption: bool
     images: tuple[FileSlice, ...]
+    videos: tuple[FileSlice, ...] = ()
 
 
 class RecordFile:
@@ -127,23 +128,26 @@ def parse_record(raw: Any, source: str) -> Record:
     Raises:
         ValueError: one line that starts with `source`.
     """
-    images: tuple[ImageSource, ...] | None = None
+    beside: WithImages | None = None
     if isinstance(raw, WithImages):
         if raw.text is None:
             raise ValueError(f"{source}: has neither a .json nor a .txt")
         if raw.is_caption:
-            return _captioned(raw.text, raw.images, source)
-        images, raw = raw.images, raw.text
+            return _captioned(raw.text, raw, source)
+        beside, raw = raw, raw.text
     raw = decoded_record(raw, source)
-    named = _images(_either(raw, "image", "images", source), source)
-    if images is not None and named:
-        images = tuple(_beside(name, images, source) for name in named)
+    images = _images(_either(raw, "image", "images", source), source)
+    videos = _images(_either(raw, "video", "videos", source), source, "video")
+    if beside is not None:
+        images = _found(images, beside.images, source, "image")
+        # Videos may lie in --video-folder all the same.
+        videos = _found(videos, beside.videos, source, "video") if beside.videos else videos
     return Record(
         id=str(raw.get("id", "")),
-        images=named if images is None else images,
+        images=images,
         turns=_turns(_either(raw, "conversations", "messages", source), source),
         source=source,
-        videos=_images(_either(raw, "video", "videos", source), source, "video"),
+        videos=videos,
     )
 
 
@@ -167,14 +171,15 @@ def decoded_record(raw: Any, source: str) -> dict[str, Any]:
     return raw
 
 
-def _captioned(text: bytes, images: tuple[FileSlice, ...], source: str) -> Record:
+def _captioned(text: bytes, beside: WithImages, source: str) -> Record:
     try:
         caption = text.decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not valid UTF-8 at byte {error.start}") from error
-    placeholders = "\n".join([IMAGE_PLACEHOLDER] * len(images))
-    turns = (Turn("human", placeholders), Turn("gpt", caption))
-    return Record(id="", images=images, turns=turns, source=source)
+    placeholders = [IMAGE_PLACEHOLDER] * len(beside.images)
+    placeholders += [VIDEO_PLACEHOLDER] * len(beside.videos)
+    turns = (Turn("human", "\n".join(placeholders)), Turn("gpt", caption))
+    return Record(id="", images=beside.images, turns=turns, source=source, videos=beside.videos)
 
 
 def _either(raw: dict[str, Any], ours: str, other: str, source: str) -> Any:
@@ -184,14 +189,20 @@ def _either(raw: dict[str, Any], ours: str, other: str, source: str) -> Any:
     return raw.get(ours) if raw.get(ours) is not None else raw.get(other)
 
 
-def _beside(name: ImageSource, images: tuple[ImageSource, ...], source: str) -> FileSlice:
-    """The image of a sample that a record names by its file name, or the end of it."""
+def _found(
+    named: tuple[ImageSource, ...], members: tuple[FileSlice, ...], source: str, kind: str
+) -> tuple[ImageSource, ...]:
+    """The members of a sample that a record names, all of them where it names none."""
+    return tuple(_beside(name, members, source, kind) for name in named) if named else members
+
+
+def _beside(name: ImageSource, members: tuple[FileSlice, ...], source: str, kind: str) -> FileSlice:
+    """The member of a sample that a record names by its file name, or the end of it."""
     assert isinstance(name, str)
-    members = [image for image in images if isinstance(image, FileSlice)]
     found = [m for m in members if f"/{m.name}".endswith((f"/{name}", f".{name}"))]
     if len(found) != 1:
         raise ValueError(
-            f"{source}: {len(found)} images of the sample are called {name}; it has "
+            f"{source}: {len(found)} {kind}s of the sample are called {name}; it has "
             f"{[member.name for member in members]}"
         )
     return found[0]

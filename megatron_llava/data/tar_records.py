@@ -2,7 +2,8 @@
 
 Files of one sample stand one behind the other and have one name up to the first dot of the base
 name: `000017.json` (a record) or `000017.txt` (a caption), and its images, `000017.jpg`, or
-`000017.0.jpg` and `000017.1.jpg`. A record that names no image has all of them, in their order.
+`000017.0.jpg` and `000017.1.jpg`, or videos. A record that names no image has all of them, in their
+order; the same of videos.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from megatron_llava.data.image_source import FileSlice
 from megatron_llava.data.records import WithImages
 
+VIDEO_SUFFIXES = ("mp4", "m4v", "mkv", "webm", "mov", "avi")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
@@ -62,6 +64,7 @@ class TarRecords:
             for number in np.flatnonzero(wanted).tolist():
                 key, members = self._samples[number]
                 images = tuple(m for m in members if _suffix(m.name) in IMAGE_SUFFIXES)
+                videos = tuple(m for m in members if _suffix(m.name) in VIDEO_SUFFIXES)
                 source = f"{self.path}: sample {key}"
                 texts = {_suffix(m.name): m for m in members}
                 text = texts.get("json") or texts.get("txt")
@@ -69,7 +72,7 @@ class TarRecords:
                 if text is not None:
                     file.seek(text.offset)
                     content = file.read(text.size)
-                yield source, WithImages(content, "json" not in texts, images)
+                yield source, WithImages(content, "json" not in texts, images, videos)
 
 
 def _key(member: FileSlice) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import tarfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -285,6 +287,42 @@ def test_frames_too_thin_to_crop_are_named(stored, videos):
     cropping = replace(ONEVISION, resize_mode="shortest_edge_crop")
     with pytest.raises(ValueError, match=r"sample 0 .*: video 0: image of 40000x1 pixels: scaling"):
         views_of(sample, 0, cropping)
+
+
+def test_videos_in_tar_files(stored, make_settings, videos, tmp_path):
+    """Named by a record, not named, and beside a caption: the items of a folder's videos."""
+    expected = stored(record("long.mp4"), record(["long.mp4", "short.mkv"], "<video><video>?"))
+    path = tmp_path / "v.tar"
+    both = {"a.long.mp4": "long.mp4", "a.short.mkv": "short.mkv"}
+    asked = record("", "<video>What?")
+    del asked["video"]
+    with tarfile.open(path, "w") as archive:
+        for name, content in (
+            ("a.json", json.dumps(record("long.mp4"))),
+            *both.items(),
+            ("b.json", json.dumps(record(["long.mp4", "short.mkv"], "<video><video>?"))),
+            *((name.replace("a.", "b."), video) for name, video in both.items()),
+            ("c.json", json.dumps(asked)),
+            ("c.mp4", "long.mp4"),
+            ("d.txt", "A caption."),
+            ("d.mp4", "long.mp4"),
+            ("e.json", json.dumps(record("short.mkv"))),
+            ("e.mp4", "long.mp4"),
+        ):
+            is_video = name.endswith(("mp4", "mkv"))
+            data = (videos / content).read_bytes() if is_video else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    settings = make_settings([], tmp_path, input=path, max_bad_records=1, overwrite=True)
+    log = io.StringIO()
+    preprocess(settings, log=log)
+    assert "v.tar: sample e: 0 videos of the sample are called short.mkv" in log.getvalue()
+    store = Store(settings.output_prefix)
+    items = [store.images(index) for index in range(len(store))]
+    long, pair = expected.images(0), expected.images(1)
+    assert items == [long, pair, long, long]
+    assert store.image_sizes.tolist()[0] == expected.image_sizes.tolist()[0]
 
 
 def test_a_time_instruction_is_for_one_video(stored):
