@@ -12,6 +12,7 @@ from megatron_llava.config.checkpoint import CheckpointConfig
 from megatron_llava.config.data import DataConfig
 from megatron_llava.config.fields import FieldSpec, field_specs
 from megatron_llava.config.log import LoggingConfig
+from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.model import ImageConfig, LanguageConfig, VisionConfig
 from megatron_llava.config.parallel import ParallelConfig, PrecisionConfig
 from megatron_llava.config.training import OptimizationConfig, RecomputeConfig, TrainingConfig
@@ -37,6 +38,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizationConfig = field(default_factory=OptimizationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -6,7 +6,13 @@ rules are Megatron's and Megatron-core's where those have them.
 
 from __future__ import annotations
 
-from megatron_llava.config import rules_balance, rules_model, rules_pipeline, rules_training
+from megatron_llava.config import (
+    rules_balance,
+    rules_lora,
+    rules_model,
+    rules_pipeline,
+    rules_training,
+)
 from megatron_llava.config.model_yaml import MAY_STAY_UNSET
 from megatron_llava.config.run import RunConfig, all_fields
 
@@ -38,6 +44,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_training.check_pack_cost(config)
     rules_training.check_schedule(config)
     rules_training.check_tunable_parts(config)
+    rules_lora.check_lora(config)
     rules_training.check_recompute(config)
     rules_training.check_evaluation(config)
     rules_training.check_saving(config)

@@ -18,6 +18,7 @@ from megatron_llava.models.llava import LlavaModel
 from megatron_llava.models.projector import build_projector
 from megatron_llava.models.specs import language_block_spec
 from megatron_llava.models.vision_tower import VisionTower
+from megatron_llava.peft.layers import draw_adapters
 from megatron_llava.vision.settings import image_settings
 
 
@@ -40,7 +41,7 @@ def build_llava_model(
     core = language_transformer_config(config)
     language_model = GPTModel(
         core,
-        language_block_spec(core, config.parallel, vp_stage),
+        language_block_spec(core, config.parallel, config.lora, vp_stage),
         vocab_size=language.padded_vocab_size(config.parallel.tensor_model_parallel_size),
         max_sequence_length=language.max_position_embeddings,
         pre_process=pre_process,
@@ -51,6 +52,7 @@ def build_llava_model(
         scatter_embedding_sequence_parallel=False,
         vp_stage=vp_stage,
     )
+    draw_adapters(language_model.decoder.layers, config.training.seed)
     vision_model = vision_projection = None
     if pre_process:
         vision_core = vision_transformer_config(config)

@@ -158,6 +158,10 @@ class LlavaModel(MegatronModule):
     def decode(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [R, 1, H] after this stage's decoder layers; arguments as ``embed``."""
         decoder_input = self.embed(batch, features_FH) if self.pre_process else None
+        if decoder_input is not None and self.config.recompute_granularity == "full":
+            # Core recomputes a layer in the backward only if the input of its forward has one, and
+            # adapters may be the first that learns.
+            decoder_input.requires_grad_(decoder_input.requires_grad or torch.is_grad_enabled())
         language_model = self.language_model
         rotary_SBGD = language_model.rotary_pos_emb(batch.max_seqlen, packed_seq=True)
         packed = PackedSequences(

@@ -32,9 +32,11 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.parallel import ParallelConfig
 from megatron_llava.ops.attention import dense_attention, packed_attention
 from megatron_llava.ops.exchange import context_parallel_attention
+from megatron_llava.peft.layers import add_adapters
 
 
 @dataclass
@@ -142,8 +144,23 @@ class CoreAttention(MegatronModule):
         )
 
 
-def local_layer_spec(attn_mask_type: AttnMaskType, backend: str = "auto") -> ModuleSpec:
-    """A pre-norm layer of core's parallel linears and this file's norm and attention."""
+def local_layer_spec(
+    attn_mask_type: AttnMaskType, backend: str = "auto", lora: LoraConfig | None = None
+) -> ModuleSpec:
+    """A pre-norm layer of core's parallel linears and this file's norm and attention.
+
+    Args:
+        lora: adapters beside the linears, where there are any.
+    """
+    attention = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=_core_attention(backend),
+        linear_proj=RowParallelLinear,
+        q_layernorm=IdentityOp,
+        k_layernorm=IdentityOp,
+    )
+    mlp = mlp_submodules()
+    add_adapters(attention, mlp, lora)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -151,17 +168,11 @@ def local_layer_spec(attn_mask_type: AttnMaskType, backend: str = "auto") -> Mod
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": attn_mask_type},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=_core_attention(backend),
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
+                submodules=attention,
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(module=MLP, submodules=mlp_submodules()),
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
             mlp_bda=get_bias_dropout_add,
             # As in core's own local spec: a checkpoint has Transformer Engine's names, in which the
             # norms belong to the linears after them, and loads into either implementation.
@@ -179,7 +190,10 @@ def mlp_submodules() -> MLPSubmodules:
 
 
 def language_block_spec(
-    config: TransformerConfig, parallel: ParallelConfig, vp_stage: int | None = None
+    config: TransformerConfig,
+    parallel: ParallelConfig,
+    lora: LoraConfig,
+    vp_stage: int | None = None,
 ) -> Any:
     """The decoder of the language model: causal layers and a final norm.
 
@@ -188,12 +202,13 @@ def language_block_spec(
     """
     backend = parallel.attention_backend
     if parallel.transformer_impl == "transformer_engine":
+        assert not lora.adapts, "the linears of Transformer Engine contain the norms before them"
         spec = get_gpt_layer_with_transformer_engine_spec()
         exchanges = parallel.context_parallel_size > 1 and parallel.context_exchange == "a2a"
         if backend == "local" or exchanges:
             spec.submodules.self_attention.submodules.core_attention = _core_attention(backend)
         return spec
-    layer = local_layer_spec(AttnMaskType.causal, backend)
+    layer = local_layer_spec(AttnMaskType.causal, backend, lora)
     layers = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
 

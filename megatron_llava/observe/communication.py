@@ -76,6 +76,7 @@ def communication(
             and, on the last one, the rows with a loss only.
         pipeline_rank: the stage of the rank.
     """
+    assert not config.lora.adapts, "what adapters send is not predicted"
     assert config.parallel.context_exchange == "a2a" or config.parallel.context_parallel_size == 1
     rank = _Rank(config, config.data_parallel_size(world_size), pipeline_rank)
     payload: Counter[Kind] = Counter()

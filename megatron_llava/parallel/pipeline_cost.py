@@ -16,6 +16,7 @@ from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.parallel.pipeline_balance import costs_of_stages, place_layers
+from megatron_llava.peft.targets import targeted_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,9 @@ def pipeline_cost(config: RunConfig, sizes: PackSizes) -> PipelineCost:
 
 
 def _learns(config: RunConfig, part: str) -> bool:
+    """Whether the weights of a part learn; those beside adapters do not."""
+    if part == "mm_language_model" and config.lora.adapts:
+        return False
     return part in config.training.mm_tunable_parts
 
 
@@ -101,9 +105,25 @@ def _decoder_layer(config: RunConfig, sizes: PackSizes) -> tuple[int, int]:
     attention = 2 * sizes.attended * query  # scores and sums, half of them masked
     learns = _learns(config, "mm_language_model")
     # Something learns: the decoder itself, whose embeddings come first, or a part before it.
-    cost = products * (2 + learns) + attention * 3
-    again = attention if config.recompute.granularity == "selective" else products + attention
-    return cost, again
+    adapters = 2 * sizes.rows * _adapter_widths(config, query, key_value)
+    cost = products * (2 + learns) + (adapters + attention) * 3
+    selective = config.recompute.granularity == "selective"
+    return cost, attention if selective else products + adapters + attention
+
+
+def _adapter_widths(config: RunConfig, query: int, key_value: int) -> int:
+    """Factors of a layer's adapters that each row is multiplied by, zeros included."""
+    if not config.lora.adapts:
+        return 0
+    hidden, ffn = known(config.language.hidden_size), known(config.language.ffn_hidden_size)
+    widths = {
+        "linear_qkv": hidden + query + key_value,
+        "linear_proj": query + hidden,
+        "linear_fc1": hidden + 2 * ffn,
+        "linear_fc2": ffn + hidden,
+    }
+    rank, targets = config.lora.lora_rank, config.lora.lora_target_modules
+    return sum(rank * len(targeted_parts(name, targets)) * widths[name] for name in widths)
 
 
 def _tower(config: RunConfig, sizes: PackSizes) -> int:

@@ -7,6 +7,9 @@ names is replaced here by what it means on a CPU, and nothing else is. No collec
 no numerical code of core is touched. Transformer Engine and Apex, whose optimizers and norms core
 would take wherever they are installed, look as if they were not.
 
+Core also warns of CPU random numbers drawn where it expects those of a GPU; they are the same here,
+and the warning is not logged.
+
 ``install()`` must run before ``megatron.core`` is imported, because core binds ``torch.compile``
 and ``torch.cuda._lazy_call`` at import. ``uninstall()`` puts every name back.
 """
@@ -14,6 +17,7 @@ and ``torch.cuda._lazy_call`` at import. ``uninstall()`` puts every name back.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -182,6 +186,12 @@ def redirections() -> list[Redirection]:
     ]
 
 
+def _not_about_generators(record: logging.LogRecord) -> bool:
+    """False for core's warning that the CPU's generator was used instead of the GPU's."""
+    return not record.getMessage().startswith("CPU RNG state changed")
+
+
+_RANDOM_LOGGER = logging.getLogger("megatron.core.tensor_parallel.random")
 _installed: list[tuple[Any, str, Any, bool]] = []
 _hidden: list[str] = []
 
@@ -232,10 +242,12 @@ def install() -> None:
         original = getattr(entry.owner, entry.name)
         _installed.append((entry.owner, entry.name, original, own))
         setattr(entry.owner, entry.name, entry.make(original))
+    _RANDOM_LOGGER.addFilter(_not_about_generators)
 
 
 def uninstall() -> None:
     """Put every original name back."""
+    _RANDOM_LOGGER.removeFilter(_not_about_generators)
     while _hidden:
         sys.modules.pop(_hidden.pop(), None)
     while _installed:

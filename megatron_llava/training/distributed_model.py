@@ -60,7 +60,7 @@ def _build_part(config: RunConfig, vp_stage: int | None, device: torch.device) -
         model.cuda(device)
     if model.pre_process and config.parallel.vision_parallel == "data":
         model.vision_model.equalize()
-    freeze_parts(model, config.training.mm_tunable_parts)
+    freeze_parts(model, config.training.mm_tunable_parts, adapts=config.lora.adapts)
     for parameter in model.parameters():
         # Core's optimizer needs to know which parameters tensor-parallel ranks share.
         set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)

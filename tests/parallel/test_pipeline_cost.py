@@ -15,6 +15,7 @@ from megatron_llava.parallel.pipeline_cost import balanced, pipeline_cost
 pytestmark = pytest.mark.usefixtures("single_rank")
 
 FULL = {"recompute_granularity": "full", "recompute_num_layers": 1, "recompute_vision": True}
+LORA = {"lora_rank": 4, "lora_dropout": 0.0}
 TOWER, ADAPTER, LANGUAGE = ("mm_vision_tower",), ("mm_mlp_adapter",), ("mm_language_model",)
 
 
@@ -23,7 +24,7 @@ def counted(config, batch):
     from megatron_llava.training.freeze import freeze_parts
 
     model = tiny_model(config).train()
-    freeze_parts(model, config.training.mm_tunable_parts)
+    freeze_parts(model, config.training.mm_tunable_parts, adapts=config.lora.adapts)
     with FlopCounterMode(display=False) as counter:
         model(batch).sum().backward()
     return counter.get_total_flops()
@@ -56,6 +57,9 @@ def tower_attention(config, views):
         {"mm_tunable_parts": TOWER + ADAPTER},
         {"mm_tunable_parts": ADAPTER + LANGUAGE},
         {"num_layers": 3, "vision_num_layers": 3},
+        LORA,
+        {**LORA, "lora_target_modules": ("q_proj", "up_proj")},
+        {**FULL, "recompute_method": "uniform", **LORA},
         {**FULL, "recompute_method": "uniform"},
         {**FULL, "recompute_method": "block"},
         {**FULL, "recompute_method": "uniform", "recompute_vision": False},

@@ -69,3 +69,33 @@ def test_frozen_parts_get_no_gradient_no_state_and_no_update(make_parts, batch, 
         if name not in learning:
             assert torch.equal(parameter, before[name]), name
     assert any(not torch.equal(before[name], w) for name, w in parts.weights().items())
+
+
+PARTS_BESIDE = [
+    ("mm_language_model",),
+    ("mm_language_model", "mm_mlp_adapter"),
+    TUNABLE_PARTS,
+]
+
+
+@pytest.mark.parametrize("parts", PARTS_BESIDE, ids="+".join)
+def test_only_what_is_meant_learns(make_parts, batch, parts):
+    made = make_parts(lora_rank=4, mm_tunable_parts=parts)
+    model, before = made.model, made.weights()
+    meant = {name for name in before if ".lora." in name} | {"image_newline"}
+    for name in before:
+        if name.startswith("vision_projection.") and "mm_mlp_adapter" in parts:
+            meant.add(name)
+        if name.startswith("vision_model.") and "mm_vision_tower" in parts:
+            meant.add(name)
+    for _ in range(2):  # A has no gradient while B is zero
+        made.step(batch)
+    changed = {name for name, p in made.weights().items() if not torch.equal(p, before[name])}
+    assert changed == meant
+    adams = [chained.optimizer for chained in made.optimizer.chained_optimizers]
+    stateful = {id(parameter) for adam in adams for parameter in adam.state}
+    named = dict(model.named_parameters())
+    assert stateful == {id(named[name]) for name in meant}
+    # Buffers of gradients hold those of what learns and nothing else.
+    buffers = [b for w in made.wrapped for b in w.buffers + w.expert_parallel_buffers]
+    assert sum(b.numel for b in buffers) == sum(named[name].numel() for name in meant)

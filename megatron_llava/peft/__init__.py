@@ -1,0 +1,1 @@
+"""Low-rank adapters (LoRA) beside core's parallel linears."""

@@ -1,0 +1,52 @@
+"""Rules about adapters, by the flags and numbers in their messages."""
+
+import pytest
+
+from megatron_llava.config.validate import validate
+
+SAVE = {"save": "out", "save_interval": 5}
+TE = {"transformer_impl": "transformer_engine", "device": "cuda"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_rank": 32},
+        {
+            "lora_rank": 8,
+            "lora_alpha": 0.5,
+            "lora_dropout": 0.0,
+            "lora_target_modules": ("q_proj",),
+        },
+        {"lora_rank": 8, "mm_tunable_parts": ("mm_language_model",)},
+        {"lora_rank": 8, **SAVE, "load": "out", "pretrained_checkpoint": "in"},
+    ],
+)
+def test_valid_adapters_pass(make_config, changes):
+    validate(make_config(**changes), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"lora_alpha": 16.0}, "--lora-alpha is about adapters|--lora-rank is 0"),
+        ({"lora_target_modules": ("q_proj",)}, "--lora-target-modules is about adapters"),
+        ({"lora_rank": -1}, "--lora-rank: -1"),
+        ({"lora_rank": 8, "lora_dropout": 1.0}, "--lora-dropout: 1.0"),
+        ({"lora_rank": 8, "lora_target_modules": ()}, "--lora-target-modules is empty|down_proj"),
+        ({"lora_rank": 8, "lora_target_modules": ("lm_head",)}, "'lm_head'|o_proj"),
+        ({"lora_rank": 8, "lora_target_modules": ("q_proj", "q_proj")}, "q_proj 2 times"),
+        ({"lora_rank": 8, **TE}, "--lora-rank 8|--transformer-impl local"),
+        (
+            {"lora_rank": 8, "mm_tunable_parts": ("mm_mlp_adapter",)},
+            "--lora-rank 8|--mm-tunable-parts mm_mlp_adapter",
+        ),
+        ({"lora_rank": 8, **SAVE}, "--lora-rank 8|--save out|--pretrained-checkpoint"),
+        ({"lora_rank": 8, "load": "in"}, "--lora-rank 8|--load in|--pretrained-checkpoint"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(make_config, changes, parts):
+    with pytest.raises(ValueError) as caught:
+        validate(make_config(**changes), 1)
+    for part in parts.split("|"):
+        assert part in str(caught.value)
