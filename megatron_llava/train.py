@@ -109,7 +109,11 @@ def prepare(config: RunConfig) -> RunConfig:
     """
     # With torch imported above, --help and a wrong flag would take seconds.
     from megatron_llava.platform.device import check_transformer_impl, select_device
-    from megatron_llava.training.start import architecture_from_checkpoint, check_outputs
+    from megatron_llava.training.start import (
+        architecture_from_checkpoint,
+        check_adapters,
+        check_outputs,
+    )
     from megatron_llava.vision.settings import image_settings
 
     device = select_device(config.parallel.device)
@@ -117,6 +121,7 @@ def prepare(config: RunConfig) -> RunConfig:
     check_transformer_impl(config.parallel.transformer_impl)
     config = architecture_from_checkpoint(config)
     validate(config, world_size())
+    check_adapters(config)
     check_outputs(config)
     image_settings(config)
     return config

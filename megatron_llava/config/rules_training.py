@@ -190,7 +190,7 @@ def check_loading(config: RunConfig) -> None:
         )
     if pretrained is None:
         return
-    if checkpoint.finetune:
+    if checkpoint.finetune and not config.lora.adapts:
         raise ValueError(
             f"--load {load} with --finetune and --pretrained-checkpoint {pretrained} both give the "
             "starting weights: give one"

@@ -22,6 +22,7 @@ from megatron_llava.convert.places import places
 from megatron_llava.convert.rules import Shape
 from megatron_llava.convert.single_process import single_process
 from megatron_llava.convert.weights_folder import check_checksum, read_checksums
+from megatron_llava.parallel.adapter_record import refuse_adapters
 from megatron_llava.parallel.checkpoint_directory import (
     CheckpointError,
     Iteration,
@@ -50,6 +51,7 @@ class MegatronReader:
     def __init__(
         self, root: Path, mapping: dict[str, Any], iteration: Iteration | None = None
     ) -> None:
+        refuse_adapters(root)
         chosen = latest_iteration(root) if iteration is None else iteration
         if chosen is None:
             raise ValueError(f"{root}: no checkpoint there; give the folder that --save named")

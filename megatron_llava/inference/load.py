@@ -12,6 +12,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.config.yaml_file import read_yaml_mapping
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.parallel.adapter_record import refuse_adapters
 from megatron_llava.parallel.checkpoint_directory import (
     MODEL_YAML,
     CheckpointError,
@@ -36,6 +37,7 @@ def load_model(
     Raises:
         CheckpointError: there is none, or it does not fit its ``model.yaml``.
     """
+    refuse_adapters(root)
     chosen = latest_iteration(root) if iteration is None else iteration
     if chosen is None:
         raise CheckpointError(f"{root}: holds no checkpoint")

@@ -2,8 +2,9 @@
 
 A root holds ``latest_checkpointed_iteration.txt`` (an iteration number, or ``release`` for
 converted weights) and one folder per checkpoint, ``iter_0000100/`` or ``release/``. Beside them lie
-the architecture (``model.yaml``), tensors that are never trained (``passthrough.safetensors``) and
-the Hugging Face files that travel along (``hf/``).
+the architecture (``model.yaml``), tensors that are never trained (``passthrough.safetensors``), the
+Hugging Face files that travel along (``hf/``), and of checkpoints that hold adapters instead of the
+weights that they adapt, what kind they are (``lora.json``, see ``adapter_record``).
 
 A checkpoint grows under a name of its own, ``iter_0000100.partial-<word>``. One that is written
 again stands aside as ``iter_0000100.replaced`` until its successor has its name, so that at any
@@ -21,6 +22,7 @@ from pathlib import Path
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 MODEL_YAML = "model.yaml"
+ADAPTER_JSON = "lora.json"
 SIDE_FILES = (MODEL_YAML, "passthrough.safetensors", "hf")
 
 Iteration = int | str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -47,23 +48,25 @@ class Adapter(torch.nn.Module):
         self.b = torch.nn.Parameter(torch.zeros(outputs, rank, dtype=dtype))
         self.register_buffer("mask_OP", mask_OP, persistent=False)
 
-    def down(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., I] to the scaled products with every A, [..., P * R]; of a row-parallel linear a
-        summand of them."""
-        dropped = F.dropout(x, self.dropout, self.training)
-        return F.linear(dropped, self.a.flatten(0, 1)) * self.scaling
+    def forward(
+        self, x: torch.Tensor, exchange: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """[..., I] to what the adapter adds to the outputs of this rank, [..., O].
 
-    def up(self, low: torch.Tensor) -> torch.Tensor:
-        """[..., P * R] to what the adapter adds, [..., O]."""
-        return F.linear(low, self._spread())
+        A module is called as a whole because core gathers a module's parameters, where that is
+        overlapped, when it is called.
+
+        Args:
+            exchange: makes of this rank's products with every A, [..., P * R], the ones that its B
+                meets.
+        """
+        dropped = F.dropout(x, self.dropout, self.training)
+        low = F.linear(dropped, self.a.flatten(0, 1)) * self.scaling
+        return F.linear(exchange(low), spread(self.b, self.mask_OP))
 
     def delta(self) -> torch.Tensor:
         """[O, I], what the adapter adds to the weight of this rank."""
-        return self.scaling * self._spread() @ self.a.flatten(0, 1)
-
-    def _spread(self) -> torch.Tensor:
-        """[O, P * R]: B with each row in the columns of its part."""
-        return spread(self.b, self.mask_OP)
+        return self.scaling * spread(self.b, self.mask_OP) @ self.a.flatten(0, 1)
 
 
 def spread(b_OR: torch.Tensor, mask_OP: torch.Tensor) -> torch.Tensor:

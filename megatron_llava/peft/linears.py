@@ -53,12 +53,13 @@ class LoraColumnParallelLinear(ColumnParallelLinear):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What core's linear gives for [rows, B, inputs], and the adapter's product added to it."""
         output, bias = super().forward(input_, *more, **options)
-        low = self.lora.down(input_)
+        return output + self.lora(input_, self._exchange), bias
+
+    def _exchange(self, low: torch.Tensor) -> torch.Tensor:
+        """All positions for this rank's rows of B, and back the gradients of all ranks."""
         if self.sequence_parallel:
-            low = gather_from_sequence_parallel_region(low, group=self.tp_group)
-        else:
-            low = copy_to_tensor_model_parallel_region(low, group=self.tp_group)
-        return output + self.lora.up(low), bias
+            return gather_from_sequence_parallel_region(low, group=self.tp_group)
+        return copy_to_tensor_model_parallel_region(low, group=self.tp_group)
 
     def draw(self, seed: int, layer: int) -> None:
         """Start the adapter of a layer, numbered from 1."""
@@ -100,12 +101,13 @@ class LoraRowParallelLinear(RowParallelLinear):
         """What core's linear gives for [rows, B, inputs], and the adapter's product added to it."""
         output, bias = super().forward(input_)
         with self._random_of_rank():
-            low = self.lora.down(input_)
+            return output + self.lora(input_, self._exchange), bias
+
+    def _exchange(self, low: torch.Tensor) -> torch.Tensor:
+        """The ranks' summands added up, of this rank's positions."""
         if self.sequence_parallel:
-            low = reduce_scatter_to_sequence_parallel_region(low, group=self.tp_group)
-        else:
-            low = reduce_from_tensor_model_parallel_region(low, group=self.tp_group)
-        return output + self.lora.up(low), bias
+            return reduce_scatter_to_sequence_parallel_region(low, group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(low, group=self.tp_group)
 
     def _random_of_rank(self) -> AbstractContextManager[None]:
         """Random numbers that differ among the ranks, which hold different inputs.

@@ -19,7 +19,9 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.parallel.adapter_record import AdapterRecord
 from megatron_llava.parallel.checkpoint_directory import (
+    ADAPTER_JSON,
     MODEL_YAML,
     SIDE_FILES,
     CheckpointError,
@@ -34,6 +36,7 @@ from megatron_llava.training.checkpoint_layout import (
     layout,
     optimizer_kind,
 )
+from megatron_llava.training.held_weights import base_weights, held_weights, put
 from megatron_llava.training.optimizer_state import (
     allocate_adam_state,
     load_optimizer,
@@ -75,7 +78,7 @@ def save_training_state(
     Raises:
         CheckpointError: it could not be started; the checkpoints before it stay in force.
     """
-    models = _sharded_models(state.models)
+    models = held_weights(state.models)
     content: dict[str, Any] = {
         **models,
         "rng_state": _sharded_rng_state(),
@@ -113,19 +116,21 @@ def load_weights(
     *,
     fully_parallel: bool = False,
     may_lack: Sequence[str] = (),
+    of_adapters: bool = False,
 ) -> list[str]:
     """Load only the weights of a checkpoint, at any layout.
 
     Args:
         may_lack: parameters that keep their values where the checkpoint has none.
+        of_adapters: of a run with adapters, which holds no frozen weights; else of a whole model.
 
     Returns:
-        Those of them that kept their values.
+        Those of ``may_lack`` that kept their values.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    wanted = _sharded_models(models)
+    wanted = held_weights(models) if of_adapters else base_weights(models)
     # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
     for name, part in wanted.items():
         wanted[name] = {k: v for k, v in part.items() if not k.endswith("_extra_state")}
@@ -133,14 +138,9 @@ def load_weights(
     for part in wanted.values():
         for name in fresh:
             part.pop(name, None)
+    asked = {name: set(part) for name, part in wanted.items()}
     loaded = load_sharded(root, iteration, wanted, strict=False, fully_parallel=fully_parallel)
-    for model, name in zip(models, wanted, strict=True):
-        missing, unexpected = model.load_state_dict(loaded[name], strict=False)
-        missing = [k for k in missing if not k.endswith("_extra_state") and k not in fresh]
-        if missing or unexpected:
-            raise CheckpointError(
-                f"{root}: lacks {missing[:3]} and has {unexpected[:3]} for the model"
-            )
+    put(root, models, asked, loaded)
     return fresh
 
 
@@ -154,12 +154,6 @@ def _without_values(
         return []
     stored = dist_checkpointing.load_tensors_metadata(str(directory))
     return [name for name in present if name not in stored]
-
-
-def _sharded_models(models: list[LlavaModel]) -> dict[str, Any]:
-    """Core's sharded state dicts of this rank's parts, under Megatron's names for them."""
-    names = ["model"] if len(models) == 1 else [f"model{number}" for number in range(len(models))]
-    return {name: model.sharded_state_dict() for name, model in zip(names, models, strict=True)}
 
 
 def load_training_state(
@@ -193,7 +187,8 @@ def load_training_state(
     remarks = []
     if with_optimizer and state.optimizer is not None:
         check_optimizer(f"{root}: step {iteration}", common, state.optimizer, state.models)
-    models = _sharded_models(state.models)
+    models = held_weights(state.models)
+    asked = {name: set(part) for name, part in models.items()}
     content: dict[str, Any] = dict(models)
     if with_optimizer and state.optimizer is not None:
         allocate_adam_state(state.optimizer)
@@ -210,8 +205,7 @@ def load_training_state(
             f"random states are not restored: saved at {described(before)}; now {described(now)}"
         )
     loaded = load_sharded(root, iteration, content, strict=False, fully_parallel=fully_parallel)
-    for model, name in zip(state.models, models, strict=True):
-        model.load_state_dict(loaded[name], strict=True)
+    put(root, state.models, asked, loaded)
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
         load_optimizer(state.optimizer, loaded["optimizer"])
         state.scheduler.load_state_dict(common["opt_param_scheduler"])
@@ -228,7 +222,9 @@ def load_training_state(
     return remarks
 
 
-def write_side_files(source: str | None, root: str, model_yaml: str) -> None:
+def write_side_files(
+    source: str | None, root: str, model_yaml: str, adapters: AdapterRecord | None = None
+) -> None:
     """Put beside a run's checkpoints what conversion and evaluation need to understand them.
 
     Each file is complete under its name or not there; one that is there already is left alone.
@@ -238,11 +234,16 @@ def write_side_files(source: str | None, root: str, model_yaml: str) -> None:
             untrained tensors travel along; None for a run from random weights.
         root: what --save names.
         model_yaml: the architecture and the image settings that the run trains with.
+        adapters: what the checkpoints hold instead of a whole model, if they do.
     """
-    target = Path(root) / MODEL_YAML
-    if not target.is_file() or target.read_text(encoding="utf-8") != model_yaml:
-        with _complete_or_absent(target) as written:
-            written.write_text(model_yaml, encoding="utf-8")
+    texts = {MODEL_YAML: model_yaml}
+    if adapters is not None:
+        texts[ADAPTER_JSON] = adapters.text()
+    for name, text in texts.items():
+        target = Path(root) / name
+        if not target.is_file() or target.read_text(encoding="utf-8") != text:
+            with _complete_or_absent(target) as written:
+                written.write_text(text, encoding="utf-8")
     if source is None:
         return
     for name in SIDE_FILES:

@@ -18,6 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.parallel.adapter_record import AdapterRecord
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 from megatron_llava.parallel.checkpoint_io import PendingSave
 from megatron_llava.platform.stop_signal import StopSignal
@@ -55,6 +56,7 @@ class Trainer:
         models: this rank's parts of the model, as in a checkpoint.
         wrapped: the same in core's wrappers.
         make_validation: a fresh source over the held-out store, None without one.
+        adapter_record: what is written beside checkpoints that hold adapters, None for others.
         side_files: the root whose architecture and Hugging Face files go along with a save.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
@@ -71,6 +73,7 @@ class Trainer:
     make_validation: Callable[[], BatchSource] | None
     reporter: Reporter
     side_files: str | None
+    adapter_record: AdapterRecord | None
     skipped_steps: SkippedSteps
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
@@ -188,7 +191,7 @@ class Trainer:
                 checkpoint_format=checkpoint.ckpt_format,
                 fully_parallel=not checkpoint.no_ckpt_fully_parallel_save,
                 write_beside=lambda: write_side_files(
-                    self.side_files, root, model_to_yaml(self.config)
+                    self.side_files, root, model_to_yaml(self.config), self.adapter_record
                 ),
             )
         self.saved_at, self._save_started = self.iteration, started

@@ -16,6 +16,7 @@ from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingS
 from megatron_llava.data.store import SampleStore
 from megatron_llava.data.truncate import truncated
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
+from megatron_llava.models.llava import LlavaModel
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
@@ -33,7 +34,12 @@ from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Reporter, Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
 from megatron_llava.training.skipping import SkippedSteps
-from megatron_llava.training.start import resumes, starting_checkpoint
+from megatron_llava.training.start import (
+    adapted_checkpoint,
+    adapter_record,
+    resumes,
+    starting_checkpoint,
+)
 from megatron_llava.vision.settings import image_settings
 
 
@@ -99,15 +105,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     models, wrapped = build_distributed_model(config, device)
     start = starting_checkpoint(config)
     resume = resumes(config, start)
-    if start is not None and not resume:
-        fresh = load_weights(
-            *start,
-            models,
-            fully_parallel=config.checkpoint.ckpt_fully_parallel_load,
-            may_lack=OPTIONAL_ROWS,
-        )
-        if fresh:
-            reporter.message(f"{start[0]} has no {', '.join(fresh)}: starts with new values")
+    _load_weights(config, start if not resume else None, models, reporter)
     optimizer = build_optimizer(config, wrapped)
     scheduler = build_scheduler(config, optimizer)
     source = BatchSource(
@@ -145,12 +143,35 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         make_validation=validation,
         reporter=reporter,
         side_files=start[0] if start is not None else None,
+        adapter_record=adapter_record(config),
         skipped_steps=SkippedSteps(
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
+
+
+def _load_weights(
+    config: RunConfig,
+    start: tuple[str, Iteration] | None,
+    models: list[LlavaModel],
+    reporter: Reporter,
+) -> None:
+    """Load what the run starts from, and what its adapters stand beside.
+
+    Args:
+        start: None where the run starts from random weights, or from what ``_resume`` loads.
+    """
+    parallel = config.checkpoint.ckpt_fully_parallel_load
+    base = adapted_checkpoint(config)
+    whole = start if base is None else base
+    if whole is not None:
+        fresh = load_weights(*whole, models, fully_parallel=parallel, may_lack=OPTIONAL_ROWS)
+        if fresh:
+            reporter.message(f"{whole[0]} has no {', '.join(fresh)}: starts with new values")
+    if start is not None and start != whole:
+        load_weights(*start, models, fully_parallel=parallel, of_adapters=True)
 
 
 def _resume(

@@ -8,6 +8,13 @@ from pathlib import Path
 from megatron_llava.config.model_yaml import fill_model_from
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.yaml_file import read_yaml_mapping
+from megatron_llava.parallel.adapter_record import (
+    AdapterRecord,
+    check_base,
+    digest_of,
+    read_adapter_record,
+    refuse_adapters,
+)
 from megatron_llava.parallel.checkpoint_directory import (
     MODEL_YAML,
     CheckpointError,
@@ -51,6 +58,56 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
             )
         return checkpoint.pretrained_checkpoint, iteration
     return None
+
+
+def adapted_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
+    """The root and iteration of the frozen weights beside which a run trains adapters, if any."""
+    root = config.checkpoint.pretrained_checkpoint
+    iteration = None if root is None or not config.lora.adapts else latest_iteration(root)
+    return None if root is None or iteration is None else (root, iteration)
+
+
+def adapter_record(config: RunConfig) -> AdapterRecord | None:
+    """What is written beside the checkpoints of a run with adapters."""
+    base = adapted_checkpoint(config)
+    return None if base is None else AdapterRecord.of(config.lora, digest_of(base[0]))
+
+
+def check_adapters(config: RunConfig) -> None:
+    """Find checkpoints of adapters where whole models are wanted, and the reverse.
+
+    Raises:
+        CheckpointError: one line that says what the folder holds and what to do.
+    """
+    checkpoint, lora = config.checkpoint, config.lora
+    if checkpoint.pretrained_checkpoint is not None:
+        refuse_adapters(checkpoint.pretrained_checkpoint)
+    root = checkpoint.load
+    if root is None or latest_iteration(root) is None:
+        return
+    record = read_adapter_record(root)
+    if record is None:
+        if lora.adapts:
+            raise CheckpointError(
+                f"--load {root} holds a whole model, not adapters: name it with "
+                "--pretrained-checkpoint, and with --load the folder of the adapters"
+            )
+        return
+    if not lora.adapts:
+        raise CheckpointError(
+            f"--load {root} holds adapters: give {record.flags}, or make a whole model with "
+            "tools/lora.py merge"
+        )
+    base = checkpoint.pretrained_checkpoint
+    assert base is not None, "a rule"
+    now = AdapterRecord.of(lora, record.base)
+    same_targets = set(now.target_modules) == set(record.target_modules)
+    if (now.rank, now.alpha) != (record.rank, record.alpha) or not same_targets:
+        raise CheckpointError(
+            f"--load {root} holds adapters of {record.flags}, and the run has {now.flags}: give "
+            "the former"
+        )
+    check_base(root, record, base)
 
 
 def check_outputs(config: RunConfig) -> None:

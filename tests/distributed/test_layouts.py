@@ -32,6 +32,9 @@ LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
 # Learned rows that the starting checkpoint lacks.
 IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embedding")
 BLOCKS = {"recompute": "block", "recompute_vision": True}
+# Adapters: the embedding, and with it the input of the first layer, does not learn.
+LORA = ("--lora-rank=4", "--lora-alpha=16", "--lora-dropout=0")
+QUERY_AND_UP = "--lora-target-modules=q_proj,up_proj"
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,17 @@ ROWS = [
     always(*IMAGE_ROWS, cp=2, tp=2, sp=True, vision="data"),
     row(*IMAGE_ROWS, pp=2, dp=2, **OVERLAPPED),
     row("--tile-position-embedding", cp=2, dp=2),
+    # Adapters; four ranks split the rows of a key-value group.
+    row(*LORA, tp=2),
+    row(*LORA, pp=2),
+    row(*LORA, tp=4),
+    always(*LORA, tp=4, sp=True),
+    row(*LORA, cp=2, tp=2, vision="data"),
+    always(*LORA, tp=2, pp=2, dp=2, sp=True, vpp_layers=1, recompute="uniform", **OVERLAPPED),
+    row(*LORA, model="tied", tp=2, pp=2, dp=2, **DISTRIBUTED),
+    row(*LORA, QUERY_AND_UP, tp=4, pp=2),
+    row(*LORA, LANGUAGE_ONLY, tp=2, pp=2, sp=True, recompute="uniform"),
+    row(*LORA, "--bf16", tp=2, sp=True),
     # Losses that are not a mean over all tokens.
     row("--loss-reduction=sample", tp=2, pp=2, dp=2),
     row("--loss-reduction=sample", cp=2, dp=2),
@@ -225,6 +239,17 @@ def test_training_moves_every_parameter(setup, one_rank):
     for key in keys_of([end]):
         moved = compare(key, merge([start], key), merge([end], key))
         assert moved is not None and moved.relative > 1e-3, str(moved)
+
+
+@distributed(Layout(tp=2), Layout(tp=2, sp=True, recompute="uniform"))
+def test_ranks_agree_on_what_adapters_leave_out(pool, setup, layout):
+    """Masks differ with the layout, but not between ranks that hold the same weights."""
+    flags = ("--lora-rank=4", "--lora-dropout=0.3", *layout.flags)
+    results = pool.run(train, setup.arguments(*flags), world_size=2, with_shards=True)
+    ranks = [result["shards"] for result in results]
+    assert not any(replica_differences(ranks, key) for key in keys_of(ranks))
+    losses = [step["lm loss"] for step in results[0]["steps"]]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(

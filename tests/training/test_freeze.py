@@ -80,6 +80,9 @@ PARTS_BESIDE = [
 
 @pytest.mark.parametrize("parts", PARTS_BESIDE, ids="+".join)
 def test_only_what_is_meant_learns(make_parts, batch, parts):
+    from megatron_llava.parallel.groups import set_seed
+
+    set_seed(3)
     made = make_parts(lora_rank=4, mm_tunable_parts=parts)
     model, before = made.model, made.weights()
     meant = {name for name in before if ".lora." in name} | {"image_newline"}
