@@ -80,6 +80,11 @@ def one_run(folder: Path) -> dict[str, Case]:
     made = [*preprocess, "--output-prefix"]
     checked = [str(folder / "mixture.yaml"), "--data-root", str(folder)]
     chosen = ["--input", str(folder / "data.json"), "--output"]
+    beside = ["--lora-rank=4", f"--pretrained-checkpoint={root}", "--save-interval=2"]
+    beside += ["--mm-tunable-parts=mm_mlp_adapter,mm_language_model"]
+    adapters = str(folder / "adapters")
+    peft = ["--load", adapters, "--save", str(folder / "peft")]
+    merge = ["--load", adapters, "--base", root, "--save", str(folder / "merged")]
     return {
         "check": Case(TOOLS["check_mixture"], checked, ["4 records; 0 of 1 sources"], 0),
         "deduplicate": Case(
@@ -109,6 +114,9 @@ def one_run(folder: Path) -> dict[str, Case]:
         ),
         "export": Case(convert, back, ["wrote"], 0),
         "compare": Case(TOOLS["compare_hf"], [*answers, *asked], ["answers: 4 of 4"], 0),
+        "adapt": Case(TRAIN, train_flags(folder, *beside, f"--save={adapters}"), [], 0),
+        "merge": Case(TOOLS["lora"], ["merge", *merge], ["wrote"], 0),
+        "export adapters": Case(TOOLS["lora"], ["export", *peft], ["wrote"], 0),
     }
 
 
@@ -197,6 +205,12 @@ def tool_errors(folder: Path) -> dict[str, Case]:
 
     importing = ("--from", "hf", "--to", "megatron")
     exporting = ("--from", "megatron", "--to", "hf")
+
+    def lora(command: str, load: str, *arguments: str, words: list[str]) -> Case:
+        given = [command, "--load", load, "--save", f"{absent}-too", *arguments]
+        return Case(TOOLS["lora"], given, ["lora.py: error: ", *words])
+
+    adapters, base = str(folder / "adapters"), ["--base", root]
     unknown = ["--conversation-template", "vicuna"]
     few = str(folder / "few.jsonl")
     output = ["--output", str(folder / "made.json")]
@@ -242,6 +256,16 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "export: step": convert(
             *exporting, "--load", root, "--save", few + "x", "--ckpt-step", "7", words=["0000007"]
         ),
+        "export: adapters": convert(
+            *exporting, "--load", adapters, "--save", few + "x", words=["tools/lora.py merge"]
+        ),
+        "evaluate: adapters": evaluate(
+            *data, *v1, "--load", adapters, words=[adapters, "tools/lora.py merge"]
+        ),
+        "lora: no adapters": lora("export", root, words=[root, "holds no adapters"]),
+        "lora: step": lora("export", adapters, "--ckpt-step", "7", words=["0000007"]),
+        "lora: base": lora("merge", adapters, "--base", adapters, words=["without the weights"]),
+        "lora: folder": lora("import", absent, *base, words=[f"{absent}/adapter_model"]),
         "evaluate: load": evaluate(*data, *v1, "--load", absent, words=[f"--load {absent}"]),
         "evaluate: step": evaluate(*data, *v1, "--ckpt-step", "7", words=["0000007"]),
         "evaluate: template": evaluate(*data, *unknown, words=["vicuna: unknown; use one of"]),
@@ -268,6 +292,7 @@ def usages(folder: Path) -> dict[str, Case]:
     valid = {case.program: case.arguments for case in one_run(folder).values()}
     parts = ["--language-model", "a", "--vision-tower", "b", "--save", "c"]
     valid[TOOLS["merge_checkpoint"]] = parts
+    valid[TOOLS["lora"]] = ["merge", "--load", "a", "--base", "b", "--save", "c"]
     valid[TOOLS["merge_data"]] = ["--output-prefix", "a", "--shards", "b"]
     valid[TOOLS["build_metadata"]] = ["--output", "a"]
     captions = ["--input", "a", "--entries", "b", "--counts", "c"]

@@ -81,7 +81,7 @@ def text_rules(mapping: dict[str, Any], padded_vocab_size: int | None = None) ->
     final_norm = "language_model.decoder.final_layernorm.weight"
     rules = [
         Rule(word_embeddings, (EMBEDDING,), vocabulary, ((vocab, hidden),), VOCABULARY),
-        *for_layers(_text_layer(mapping), mapping["num_layers"]),
+        *for_layers(text_layer(mapping), mapping["num_layers"]),
         _copy(final_norm, "language_model.model.norm.weight", (hidden,)),
     ]
     if mapping["untie_embeddings_and_output_weights"]:
@@ -90,7 +90,7 @@ def text_rules(mapping: dict[str, Any], padded_vocab_size: int | None = None) ->
     return rules
 
 
-def _text_layer(mapping: dict[str, Any]) -> list[Rule]:
+def text_layer(mapping: dict[str, Any]) -> list[Rule]:
     """RMSNorm, grouped-query attention and SwiGLU; a bias on query, key and value for Qwen2."""
     hidden, ffn = mapping["hidden_size"], mapping["ffn_hidden_size"]
     heads, groups = mapping["num_attention_heads"], mapping["num_query_groups"]

@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from megatron_llava.config.lora import LoraConfig
+from megatron_llava.convert.adapter_rules import TOWER, is_adapter_part
 from megatron_llava.convert.convert import check_shapes
-from megatron_llava.convert.places import places
+from megatron_llava.convert.places import Place, places
 from megatron_llava.convert.rules import Shape
 from megatron_llava.convert.single_process import single_process
 from megatron_llava.convert.weights_folder import check_checksum, read_checksums
@@ -43,15 +45,22 @@ class MegatronReader:
         root: folder of checkpoints.
         mapping: the model, as `read_root_mapping` gives it.
         iteration: which checkpoint; the latest where None.
+        lora: the adapters that the folder holds, with what was trained beside them; a folder of
+            whole models where None.
 
     Raises:
         ValueError: there is none, it cannot be read, or its tensors are not those of the mapping.
     """
 
     def __init__(
-        self, root: Path, mapping: dict[str, Any], iteration: Iteration | None = None
+        self,
+        root: Path,
+        mapping: dict[str, Any],
+        iteration: Iteration | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
-        refuse_adapters(root)
+        if lora is None:
+            refuse_adapters(root)
         chosen = latest_iteration(root) if iteration is None else iteration
         if chosen is None:
             raise ValueError(f"{root}: no checkpoint there; give the folder that --save named")
@@ -61,7 +70,7 @@ class MegatronReader:
         self.directory = directory
         self._checksums = read_checksums(directory)
         with single_process():
-            self._places, _ = places(mapping)
+            self._places, _ = places(mapping, lora)
         self._reader = FileSystemReader(directory)
         try:
             self._metadata = self._reader.read_metadata()
@@ -75,7 +84,18 @@ class MegatronReader:
             for key, entry in self._metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata) and not key.startswith(OTHER_STATE)
         }
+        if lora is not None:
+            self._places = self._held_beside_adapters()
         self._check(mapping["vocab_size"])
+
+    def _held_beside_adapters(self) -> dict[str, Place]:
+        """Adapters, projector and newline have to be there; the tower is where it was trained."""
+        has_tower = any(key.startswith(TOWER) for key in self._tensors)
+        return {
+            name: place
+            for name, place in self._places.items()
+            if is_adapter_part(name) or (has_tower and name.startswith(TOWER))
+        }
 
     def _check(self, vocab_size: int) -> None:
         expected = {place.key: place.global_shape for place in self._places.values()}

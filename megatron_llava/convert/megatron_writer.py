@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.serialization import get_crc32_options, set_crc32_options
 
+from megatron_llava.config.lora import LoraConfig
 from megatron_llava.convert.flushed import Flusher
 from megatron_llava.convert.journal import Journal
 from megatron_llava.convert.places import Place, places
@@ -50,10 +51,12 @@ def write_megatron(
     journal: Journal,
     progress: Progress | None = None,
     part_bytes: int = PART_BYTES,
+    lora: LoraConfig | None = None,
 ) -> None:
     """Write the parameters of `source` to a checkpoint folder; inside `single_process` only.
 
-    journal: knows which parts an earlier, interrupted call has written; they are kept.
+    journal: knows which parts an earlier, interrupted call has written; they are kept. lora: the
+    adapters that are among them, of which a checkpoint holds no more than `source` has.
     """
     from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
     from megatron.core.dist_checkpointing.strategies.base import (
@@ -62,7 +65,9 @@ def write_megatron(
     )
 
     directory.mkdir(exist_ok=True)
-    found, objects = places(mapping)
+    found, objects = places(mapping, lora)
+    if lora is not None:
+        objects = {}
     with Prefetched(source) as ahead:
         planner = _LazyPlanner(source, ahead, found, objects, progress)
         _write_parts(directory, planner, journal, part_bytes)

@@ -8,11 +8,13 @@ each parameter has; core's group of one rank must exist (`single_process`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megatron_llava.config.lora import LoraConfig
+from megatron_llava.convert.adapter_rules import adapter_rules
 from megatron_llava.convert.convert import check_shapes, megatron_shapes
 from megatron_llava.convert.root_files import run_config
 from megatron_llava.convert.rules import Shape
@@ -47,21 +49,37 @@ class Place:
         return (*(1 for _ in self.layer), *self.shape)
 
 
-def build_for_compute(mapping: dict[str, Any], dtype: torch.dtype) -> LlavaModel:
-    """The whole model on one rank, with random weights; inside `single_process` only."""
+def build_for_compute(
+    mapping: dict[str, Any], dtype: torch.dtype, lora: LoraConfig | None = None
+) -> LlavaModel:
+    """The whole model on one rank, with random weights; inside `single_process` only.
+
+    lora: the adapters of its language model, where it has any.
+    """
     from megatron_llava.models.build import build_llava_model
 
-    return build_llava_model(run_config(mapping, "model.yaml")).to(dtype)
+    config = run_config(mapping, "model.yaml")
+    if lora is not None:
+        config = replace(config, lora=lora)
+    return build_llava_model(config).to(dtype)
 
 
-def places(mapping: dict[str, Any]) -> tuple[dict[str, Place], dict[str, Any]]:
-    """The place of every parameter, and core's objects that lie beside them, by key."""
+def places(
+    mapping: dict[str, Any], lora: LoraConfig | None = None
+) -> tuple[dict[str, Place], dict[str, Any]]:
+    """The place of every parameter, and core's objects that lie beside them, by key.
+
+    lora: as of `build_for_compute`.
+    """
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 
     with torch.device("meta"):
-        model = build_for_compute(mapping, torch.float32)
+        model = build_for_compute(mapping, torch.float32, lora)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    check_shapes("the built Megatron model", megatron_shapes(mapping), shapes)
+    expected = megatron_shapes(mapping)
+    if lora is not None:
+        expected |= {rule.megatron: rule.megatron_shape for rule in adapter_rules(mapping, lora)}
+    check_shapes("the built Megatron model", expected, shapes)
     found: dict[str, Place] = {}
     objects: dict[str, Any] = {}
     for name, entry in model.sharded_state_dict().items():

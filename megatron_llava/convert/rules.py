@@ -20,10 +20,11 @@ Shape = tuple[int, ...]
 REPLICATED = "replicated"  # every rank holds all of it
 COLUMN = "column"  # contiguous chunks of dimension 0
 ROW = "row"  # contiguous chunks of dimension 1
+STACKED_ROW = "stacked_row"  # contiguous chunks of dimension 2
 VOCABULARY = "vocabulary"  # dimension 0, after padding the rows to a multiple of the ranks
 QKV = "qkv"  # dimension 0 in whole query groups
 GATE_UP = "gate_up"  # dimension 0 of the gate half and of the up half, each on its own
-TENSOR_PARALLEL_AXES = (REPLICATED, COLUMN, ROW, VOCABULARY, QKV, GATE_UP)
+TENSOR_PARALLEL_AXES = (REPLICATED, COLUMN, ROW, STACKED_ROW, VOCABULARY, QKV, GATE_UP)
 
 
 class Kind(Protocol):
@@ -110,6 +111,31 @@ class Stack:
 
     def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor.unbind(0))
+
+
+@dataclass(frozen=True)
+class SomeParts:
+    """Those parts of a fused tensor that Hugging Face stores; the others are zero in Megatron's.
+
+    kind: of the whole. shapes: of all its parts. stored: the numbers of those that are stored.
+    """
+
+    kind: Kind
+    shapes: tuple[Shape, ...]
+    stored: tuple[int, ...]
+
+    def megatron_shape(self, hf_shapes: Sequence[Shape]) -> Shape:
+        return self.kind.megatron_shape(self.shapes)
+
+    def to_megatron(self, tensors: Sequence[Tensor]) -> Tensor:
+        parts = [tensors[0].new_zeros(shape) for shape in self.shapes]
+        for number, tensor in zip(self.stored, tensors, strict=True):
+            parts[number] = tensor
+        return self.kind.to_megatron(parts)
+
+    def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        parts = self.kind.to_hf(tensor)
+        return tuple(parts[number] for number in self.stored)
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,26 @@ class AdapterRecord:
 
     Attributes:
         rank, alpha, target_modules: as of ``LoraConfig``; they decide shapes and products.
+        dropout: the last that they were trained with; another run may have another.
         base: digest of the weights that the adapters were trained beside, see ``digest_of``.
     """
 
     rank: int
     alpha: float
+    dropout: float
     target_modules: tuple[str, ...]
     base: str
 
     @classmethod
     def of(cls, lora: LoraConfig, base: str) -> AdapterRecord:
-        return cls(lora.lora_rank, lora.lora_alpha, lora.lora_target_modules, base)
+        """The record of a run, or of imported adapters."""
+        return cls(
+            rank=lora.lora_rank,
+            alpha=lora.lora_alpha,
+            dropout=lora.lora_dropout,
+            target_modules=lora.lora_target_modules,
+            base=base,
+        )
 
     @property
     def lora(self) -> LoraConfig:
@@ -43,6 +52,7 @@ class AdapterRecord:
         return LoraConfig(
             lora_rank=self.rank,
             lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
             lora_target_modules=self.target_modules,
         )
 
@@ -73,6 +83,7 @@ def read_adapter_record(root: str | Path) -> AdapterRecord | None:
         return AdapterRecord(
             rank=int(content["rank"]),
             alpha=float(content["alpha"]),
+            dropout=float(content["dropout"]),
             target_modules=tuple(content["target_modules"]),
             base=str(content["base"]),
         )

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from adapter_jobs import exported
 from checkpoint_jobs import content
 from distributed_jobs import train
 
@@ -72,13 +73,34 @@ def test_a_checkpoint_holds_what_is_trained_and_no_frozen_weight(pool, setup, sa
     assert found["tensors"]["image_newline"][0] == (64,)
 
 
-def test_imported_weights_alone_start_a_new_run(pool, setup, saved, tmp_path):
-    """--finetune takes the adapters and the projector of --load, and starts the data again."""
-    flags = [*LORA, "--lora-dropout=0", f"--load={saved}", "--finetune", "--lr=1e-12"]
-    steps = pool.run(train, setup.arguments(*flags, steps=3))[0]["steps"]
-    fresh = pool.run(train, setup.arguments(*LORA, "--lora-dropout=0", steps=3))[0]["steps"]
-    assert steps[0]["iteration"] == 1
-    assert steps[0]["lm loss"] < fresh[0]["lm loss"] - 0.01, "it has learned"
+@pytest.fixture(scope="module")
+def taken_out(pool, setup, saved, tmp_path_factory):
+    """A folder with the adapters of ``saved`` in other formats, and differences of logits."""
+    folder = tmp_path_factory.mktemp("taken-out")
+    hf = setup.folder / "plain-hf"
+    return folder, pool.run(exported, saved, setup.root, hf, folder, timeout=120)[0]
+
+
+def test_a_run_computes_the_same_in_peft_and_merged(taken_out):
+    _, differences = taken_out
+    assert differences.pop("without adapters") > 1e-2
+    assert differences.pop("peft") <= 1e-4
+    assert differences.pop("merged") <= 1e-4
+    assert not differences
+
+
+def test_adapters_alone_start_a_new_run(pool, setup, saved, taken_out):
+    """Of a run with --finetune, and imported: the data starts again, what was learned is there."""
+    flags = [*LORA, "--lora-dropout=0", "--lr=1e-12"]
+
+    def first_step(*more):
+        return pool.run(train, setup.arguments(*flags, *more, steps=3))[0]["steps"][0]
+
+    folder, _ = taken_out
+    fresh, tuned = first_step(), first_step(f"--load={saved}", "--finetune")
+    assert tuned["iteration"] == 1
+    assert tuned["lm loss"] < fresh["lm loss"] - 0.01
+    assert first_step(f"--load={folder / 'adapters'}")["lm loss"] == tuned["lm loss"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""Jobs about adapters: logits beside their base, by this project and by `peft`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tiny_checkpoints import randomise
+
+Logits = dict[str, torch.Tensor]
+
+
+def asked_of(root: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """The mapping of a root, its image settings as its class of transformers has them, cases."""
+    from megatron_llava.convert.hf_images import VIEWS_OF_CLASS
+    from megatron_llava.convert.root_files import read_root_mapping, run_config
+    from megatron_llava.convert.verify_logits import cases
+    from megatron_llava.vision.settings import image_settings
+
+    mapping = read_root_mapping(root)
+    model_type = json.loads((root / "hf" / "config.json").read_text())["model_type"]
+    mapping |= {"multi_image_views": VIEWS_OF_CLASS[model_type]}
+    settings = image_settings(run_config(mapping, "model.yaml"))
+    return mapping, settings, cases(mapping, settings)
+
+
+def our_logits(base: Path, adapters: Path) -> Logits:
+    """Logits of each case with the adapters beside the base, not merged."""
+    from megatron_llava.convert.adapter_checkpoint import read_record
+    from megatron_llava.convert.megatron_reader import MegatronReader
+    from megatron_llava.convert.places import build_for_compute
+    from megatron_llava.convert.single_process import single_process
+    from megatron_llava.convert.verify_batch import batch_of
+
+    mapping, settings, asked = asked_of(adapters)
+    lora = read_record(adapters).lora
+    sources = [MegatronReader(base, mapping), MegatronReader(adapters, mapping, lora=lora)]
+    state = {name: source.tensor(name) for source in sources for name in source.names()}
+    with single_process(), torch.no_grad():
+        model = build_for_compute(mapping, torch.float32, lora).eval()
+        model.load_state_dict(state)
+        batches = {name: batch_of(*case, settings) for name, case in asked.items()}
+        return {
+            name: model.logits(model.decode(batch), torch.arange(batch.num_rows))
+            for name, batch in batches.items()
+        }
+
+
+def peft_logits(root: Path, hf: Path, folder: Path | None) -> Logits:
+    """Logits of the class of transformers, with an adapter folder that `peft` loads beside it."""
+    import peft
+
+    from megatron_llava.convert.hf_model import HFModel
+    from megatron_llava.convert.verify_logits import expanded_ids
+
+    _, settings, asked = asked_of(root)
+    model = HFModel(hf, json.loads((hf / "config.json").read_text())["model_type"])
+    if folder is not None:
+        peft.PeftModel.from_pretrained(model.model, str(folder)).eval()
+        if (folder / "image_newline.safetensors").is_file():
+            newline = load_file(folder / "image_newline.safetensors")["image_newline"]
+            model.model.model.image_newline.data.copy_(newline)
+    image_token = model.model.config.image_token_id
+    return {
+        name: model.logits(expanded_ids(ids, images, image_token, settings), images)
+        for name, (ids, images) in asked.items()
+    }
+
+
+def make_peft_folder(hf: Path, folder: Path, **changes: Any) -> None:
+    """Adapters that `peft` itself makes and saves, every factor with numbers that matter."""
+    import peft
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(hf)
+    settings = {"r": 4, "lora_alpha": 6, "lora_dropout": 0.1, **changes}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**settings))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    randomise(torch.nn.ParameterList(trained), 7)
+    adapted.save_pretrained(folder)
+
+
+def largest(one: Logits, other: Logits) -> float:
+    """The largest difference of a logit that both have."""
+    assert one.keys() == other.keys()
+    return max(float((one[n] - other[n][:, : one[n].shape[1]]).abs().max()) for n in one)
+
+
+def imported(folder: Path, hf: Path, **changes: Any) -> dict[str, float]:
+    """Adapters of `peft` here: differences of logits to theirs, by the way that they went."""
+    from megatron_llava.convert.adapter_checkpoint import merge_adapters
+    from megatron_llava.convert.checkpoint import import_hf, load_state
+    from megatron_llava.convert.peft_folder import export_peft, import_peft
+    from megatron_llava.convert.verify_logits import megatron_logits
+
+    base, theirs, ours = folder / "base", folder / "peft", folder / "adapters"
+    import_hf(hf, base)
+    make_peft_folder(hf, theirs, **changes)
+    import_peft(theirs, base, ours)
+    export_peft(ours, folder / "back")
+    merge_adapters(ours, base, folder / "merged")
+    expected = peft_logits(base, hf, theirs)
+    found = our_logits(base, ours)
+    mapping, _, asked = asked_of(ours)
+    state = load_state(folder / "merged", mapping)
+    before = load_file(theirs / "adapter_model.safetensors")
+    after = load_file(folder / "back" / "adapter_model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    return {
+        "unmerged": largest(found, expected),
+        "merged": largest(megatron_logits(folder / "merged", mapping, state, asked), found),
+        "exported again": largest(expected, peft_logits(base, hf, folder / "back")),
+        "without adapters": largest(expected, peft_logits(base, hf, None)),
+    }
+
+
+def exported(run: Path, base: Path, hf: Path, folder: Path) -> dict[str, float]:
+    """A run's adapters in `peft`, and merged: differences of logits to ours beside the base.
+
+    Under `folder` the adapters are left as `peft` takes them, and as `adapters` made of that.
+    """
+    from megatron_llava.convert.adapter_checkpoint import merge_adapters
+    from megatron_llava.convert.checkpoint import export_hf
+    from megatron_llava.convert.peft_folder import export_peft, import_peft
+
+    export_peft(run, folder / "peft", base_model=str(hf))
+    import_peft(folder / "peft", base, folder / "adapters")
+    merge_adapters(run, base, folder / "merged")
+    export_hf(folder / "merged", folder / "hf")
+    found = our_logits(base, run)
+    return {
+        "peft": largest(found, peft_logits(run, hf, folder / "peft")),
+        "merged": largest(found, peft_logits(run, folder / "hf", None)),
+        "without adapters": largest(found, peft_logits(run, hf, None)),
+    }
