@@ -12,6 +12,7 @@ from megatron_llava.parallel.checkpoint_directory import latest_iteration
 
 LORA = ("--lora-rank=4", "--lora-alpha=16", "--mm-tunable-parts=mm_mlp_adapter,mm_language_model")
 TP2 = ("--tensor-model-parallel-size=2", "--sequence-parallel")
+RESHARDABLE = ("--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable")
 PP2 = ("--pipeline-model-parallel-size=2",)
 
 
@@ -29,7 +30,8 @@ def start(pool, arguments, folder, world_size=1):
 def saved(pool, setup, tmp_path_factory):
     """The folder of a run over two ranks, saved after three of six steps; to be read only."""
     folder = tmp_path_factory.mktemp("adapters") / "run"
-    start(pool, setup.arguments(*LORA, *TP2, "--lora-dropout=0", steps=6), folder, 2)
+    flags = [*LORA, *TP2, "--lora-dropout=0", *RESHARDABLE]
+    start(pool, setup.arguments(*flags, steps=6), folder, 2)
     return folder
 
 
@@ -51,7 +53,7 @@ def test_it_resumes_at_another_layout(pool, setup, saved, tmp_path):
     arguments = setup.arguments(*LORA, "--lora-dropout=0", steps=6)
     expected = pool.run(train, arguments)[0]["steps"][3:]
     elsewhere = [f"--load={saved}", f"--save={tmp_path / 'other'}", "--save-interval=3"]
-    found = pool.run(train, [*arguments, *elsewhere, *PP2], world_size=2)[0]["steps"]
+    found = pool.run(train, [*arguments, *elsewhere, *PP2, *RESHARDABLE], world_size=2)[0]["steps"]
     for step, reference in zip(found, expected, strict=True):
         assert step["lm loss"] == pytest.approx(reference["lm loss"], rel=1e-4)
         assert step["grad norm"] == pytest.approx(reference["grad norm"], rel=1e-4)
