@@ -17,6 +17,7 @@ from megatron_llava.parallel.adapter_record import (
 )
 from megatron_llava.parallel.checkpoint_directory import (
     MODEL_YAML,
+    TRACKER,
     CheckpointError,
     Iteration,
     find_checkpoint,
@@ -82,6 +83,15 @@ def check_adapters(config: RunConfig) -> None:
     checkpoint, lora = config.checkpoint, config.lora
     if checkpoint.pretrained_checkpoint is not None:
         refuse_adapters(checkpoint.pretrained_checkpoint)
+    if checkpoint.save is not None and (Path(checkpoint.save) / TRACKER).is_file():
+        has_adapters = read_adapter_record(checkpoint.save) is not None
+        if has_adapters != lora.adapts:
+            kinds = ("adapters", "whole models")
+            found, made = kinds if has_adapters else reversed(kinds)
+            raise CheckpointError(
+                f"--save {checkpoint.save} holds {found}, and the run would save {made}: name "
+                "another folder"
+            )
     root = checkpoint.load
     if root is None or latest_iteration(root) is None:
         return

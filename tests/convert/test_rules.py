@@ -10,6 +10,7 @@ from megatron_llava.convert.rules import (
     GroupedQKV,
     Reshape,
     Rule,
+    SomeParts,
     Stack,
     Vocabulary,
     for_layers,
@@ -81,3 +82,14 @@ def test_layers_are_expanded_on_both_sides():
 def test_an_unknown_axis_is_refused():
     with pytest.raises(AssertionError):
         Rule("m", ("h",), Copy(), ((1,),), "diagonal")
+
+
+def test_parts_that_are_not_stored_are_zero():
+    parts = [torch.randn(rows, 3) for rows in (8, 4, 4)]
+    kind = GroupedQKV(2, 2, 2)
+    some = SomeParts(kind, ((8, 3), (4, 3), (4, 3)), (0, 2))
+    stored = [parts[0], parts[2]]
+    made = some.to_megatron(stored)
+    assert tuple(made.shape) == some.megatron_shape([(8, 3), (4, 3)])
+    assert torch.equal(made, kind.to_megatron([parts[0], torch.zeros(4, 3), parts[2]]))
+    assert all(torch.equal(a, b) for a, b in zip(some.to_hf(made), stored, strict=True))

@@ -135,3 +135,10 @@ def test_folders_of_the_other_kind_are_refused(pool, setup, saved, tmp_path):
         pool.run(train, [*arguments, f"--load={tmp_path / 'whole'}"])
     with pytest.raises(AssertionError, match="adapters without the weights.*tools/lora.py merge"):
         pool.run(train, [*arguments, f"--pretrained-checkpoint={saved}"])
+    for flags, folder, said in (
+        (LORA, setup.root, "holds whole models, and the run would save adapters"),
+        ((), saved, "holds adapters, and the run would save whole models"),
+    ):
+        saving_there = [f"--save={folder}", "--save-interval=3"]
+        with pytest.raises(AssertionError, match=said):
+            pool.run(train, setup.arguments(*flags, *saving_there))
