@@ -136,3 +136,45 @@ def exported(run: Path, base: Path, hf: Path, folder: Path) -> dict[str, float]:
         "merged": largest(found, peft_logits(run, folder / "hf", None)),
         "without adapters": largest(found, peft_logits(run, hf, None)),
     }
+
+
+def same_from_original(folder: Path, hf: Path) -> None:
+    """A folder as the original code saves one is imported as the same numbers in PEFT's format."""
+    from safetensors.torch import save_file
+
+    from megatron_llava.convert.adapter_checkpoint import read_record
+    from megatron_llava.convert.checkpoint import import_hf
+    from megatron_llava.convert.llava_names import original_name
+    from megatron_llava.convert.megatron_reader import MegatronReader
+    from megatron_llava.convert.peft_folder import import_peft
+    from megatron_llava.convert.peft_names import PREFIX, hub_name_of_peft, target_pattern
+
+    ours, theirs = folder / "peft", folder / "original"
+    targets = target_pattern(("q_proj", "k_proj", "v_proj"))
+    make_peft_folder(hf, ours, target_modules=targets, modules_to_save=["multi_modal_projector"])
+    newline = {"image_newline": torch.randn(128)}
+    save_file(newline, ours / "image_newline.safetensors")
+    theirs.mkdir()
+    (theirs / "adapter_config.json").write_bytes((ours / "adapter_config.json").read_bytes())
+    stored = load_file(ours / "adapter_model.safetensors")
+    tensors = newline | {hub_name_of_peft(name): tensor for name, tensor in stored.items()}
+    named = {PREFIX + original_name(name): tensor for name, tensor in tensors.items()}
+    adapters = {name: tensor for name, tensor in named.items() if ".lora_" in name}
+    torch.save(adapters, theirs / "adapter_model.bin")
+    rest = {name: tensor for name, tensor in named.items() if name not in adapters}
+    assert len(rest) == 5
+    torch.save(rest, theirs / "non_lora_trainables.bin")
+    import_hf(hf, folder / "base")
+    readers = []
+    for source in (ours, theirs):
+        root = folder / f"{source.name}-root"
+        import_peft(source, folder / "base", root)
+        mapping, _, _ = asked_of(root)
+        readers.append(MegatronReader(root, mapping, lora=read_record(root).lora))
+    one, other = readers
+    assert one.names() == other.names() and "image_newline" in one.names()
+    assert all(torch.equal(one.tensor(name), other.tensor(name)) for name in one.names())
+    assert torch.equal(one.tensor("image_newline"), newline["image_newline"])
+    torch.save(rest | {"model.vision_tower.x": newline["image_newline"]}, theirs / "more.bin")
+    (theirs / "more.bin").rename(theirs / "non_lora_trainables.bin")
+    import_peft(theirs, folder / "base", folder / "refused")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from adapter_jobs import imported, make_peft_folder
+from adapter_jobs import imported, make_peft_folder, same_from_original
 from tiny_llava import tiny_llava
 
 from megatron_llava.convert.checkpoint import import_hf
@@ -84,6 +84,12 @@ def test_adapters_that_are_not_computed_here_are_refused(
         core_process(import_peft, spoilt, folders / "base", tmp_path / "root")
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [spoilt]
+
+
+def test_adapters_of_the_original_code_are_read(core_process, tmp_path):
+    hf = tiny_llava(tmp_path / "hf", "llava_next", "llama3", "clip-336")
+    with pytest.raises(ValueError, match="vision_tower.x is neither the projector's nor the new"):
+        core_process(same_from_original, tmp_path, hf)
 
 
 def test_adapters_of_the_tower_are_refused(core_process, folders, tmp_path):
