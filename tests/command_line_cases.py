@@ -81,7 +81,6 @@ def one_run(folder: Path) -> dict[str, Case]:
     checked = [str(folder / "mixture.yaml"), "--data-root", str(folder)]
     chosen = ["--input", str(folder / "data.json"), "--output"]
     beside = ["--lora-rank=4", f"--pretrained-checkpoint={root}", "--save-interval=2"]
-    beside += ["--mm-tunable-parts=mm_mlp_adapter,mm_language_model"]
     adapters = str(folder / "adapters")
     peft = ["--load", adapters, "--save", str(folder / "peft")]
     merge = ["--load", adapters, "--base", root, "--save", str(folder / "merged")]
@@ -265,7 +264,7 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "lora: no adapters": lora("export", root, words=[root, "holds no adapters"]),
         "lora: step": lora("export", adapters, "--ckpt-step", "7", words=["0000007"]),
         "lora: base": lora("merge", adapters, "--base", adapters, words=["without the weights"]),
-        "lora: folder": lora("import", absent, *base, words=[f"{absent}/adapter_model"]),
+        "lora: folder": lora("import", absent, *base, words=[f"{absent}/adapter_config.json"]),
         "evaluate: load": evaluate(*data, *v1, "--load", absent, words=[f"--load {absent}"]),
         "evaluate: step": evaluate(*data, *v1, "--ckpt-step", "7", words=["0000007"]),
         "evaluate: template": evaluate(*data, *unknown, words=["vicuna: unknown; use one of"]),

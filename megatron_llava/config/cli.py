@@ -124,7 +124,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> Ru
             config = config.with_values(field_values(mapping, config_file), "file")
     except ValueError as error:
         parser.error(str(error))
-    config = config.with_values(given, "flag")
+    config = config.with_values(given, "flag").with_adapter_defaults()
     if print_config:
         print(config_to_yaml(config), end="")
         raise SystemExit(0)

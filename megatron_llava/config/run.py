@@ -15,7 +15,12 @@ from megatron_llava.config.log import LoggingConfig
 from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.model import ImageConfig, LanguageConfig, VisionConfig
 from megatron_llava.config.parallel import ParallelConfig, PrecisionConfig
-from megatron_llava.config.training import OptimizationConfig, RecomputeConfig, TrainingConfig
+from megatron_llava.config.training import (
+    PARTS_WITH_ADAPTERS,
+    OptimizationConfig,
+    RecomputeConfig,
+    TrainingConfig,
+)
 
 # Where a value came from. A field without an entry in RunConfig.sources has its default.
 Source = Literal["default", "file", "flag", "checkpoint"]
@@ -65,6 +70,13 @@ class RunConfig:
         }
         sources = {**self.sources, **dict.fromkeys(values, source)}
         return dataclasses.replace(self, sources=sources, **groups)
+
+    def with_adapter_defaults(self) -> RunConfig:
+        """A copy in which the projector, and no tower, learns beside adapters; the user's choice
+        of parts stays."""
+        if not self.lora.adapts or "mm_tunable_parts" in self.explicit:
+            return self
+        return self.with_values({"mm_tunable_parts": PARTS_WITH_ADAPTERS}, "default")
 
     def data_parallel_size(self, world_size: int) -> int:
         """Ranks that hold the same weights and read other data: world / (TP * PP * CP).

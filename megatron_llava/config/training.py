@@ -9,6 +9,8 @@ from typing import Literal
 from megatron_llava.config.fields import flag
 
 TUNABLE_PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
+PARTS_WITH_ADAPTERS = ("mm_mlp_adapter", "mm_language_model")
+"""What learns in a run with adapters that does not say: LLaVA's LoRA training freezes the tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,10 @@ class TrainingConfig:
     train_iters: int | None = flag(None, "Optimizer steps of the run", minimum=1)
     seed: int = flag(1234, "Seed of initialisation, dropout and data order", minimum=0)
     mm_tunable_parts: tuple[str, ...] = flag(
-        TUNABLE_PARTS, "Parts that are trained, comma-separated; the others are frozen"
+        TUNABLE_PARTS,
+        "Parts that are trained, comma-separated; the others are frozen. With --lora-rank "
+        "mm_language_model is its adapters and the learned rows of images",
+        default_text=",".join(TUNABLE_PARTS) + "; with --lora-rank not mm_vision_tower",
     )
     loss_reduction: Literal["token", "sample", "microbatch-mean"] = flag(
         "token",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_llava.config.cli import config_to_yaml, exit_with_error, parse_args
 from megatron_llava.config.fields import FieldSpec
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
+from megatron_llava.config.training import PARTS_WITH_ADAPTERS
 from megatron_llava.config.yaml_file import field_values
 
 SPECS = list(all_fields().values())
@@ -70,8 +71,11 @@ def test_nothing_given_is_all_defaults():
 def test_flags_set_exactly_what_they_name(values):
     config = parse_args(as_flags(values))
     assert config.explicit == set(values)
+    defaults = {spec.name: spec.default for spec in SPECS}
+    if values.get("lora_rank", 0) > 0:
+        defaults["mm_tunable_parts"] = PARTS_WITH_ADAPTERS
     for spec in SPECS:
-        assert config.get(spec.name) == values.get(spec.name, spec.default)
+        assert config.get(spec.name) == values.get(spec.name, defaults[spec.name])
 
 
 @given(SOME_VALUES)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from megatron_llava.config.cli import parse_args
+from megatron_llava.config.training import TUNABLE_PARTS
 from megatron_llava.config.validate import validate
 
 SAVE = {"save": "out", "save_interval": 5}
@@ -50,3 +52,11 @@ def test_adapters_that_cannot_be_are_refused(make_config, changes, parts):
         validate(make_config(**changes), 1)
     for part in parts.split("|"):
         assert part in str(caught.value)
+
+
+def test_the_tower_is_frozen_beside_adapters_unless_it_is_named():
+    plain = parse_args(["--lora-rank=4"]).training.mm_tunable_parts
+    assert plain == ("mm_mlp_adapter", "mm_language_model")
+    assert parse_args([]).training.mm_tunable_parts == TUNABLE_PARTS
+    named = f"--mm-tunable-parts={','.join(TUNABLE_PARTS)}"
+    assert parse_args(["--lora-rank=4", named]).training.mm_tunable_parts == TUNABLE_PARTS

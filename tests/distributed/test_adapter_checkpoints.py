@@ -10,7 +10,7 @@ from distributed_jobs import train
 
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
 
-LORA = ("--lora-rank=4", "--lora-alpha=16", "--mm-tunable-parts=mm_mlp_adapter,mm_language_model")
+LORA = ("--lora-rank=4", "--lora-alpha=16")
 TP2 = ("--tensor-model-parallel-size=2", "--sequence-parallel")
 RESHARDABLE = ("--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable")
 PP2 = ("--pipeline-model-parallel-size=2",)

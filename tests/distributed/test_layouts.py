@@ -34,6 +34,7 @@ IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embeddi
 BLOCKS = {"recompute": "block", "recompute_vision": True}
 # Adapters: the embedding, and with it the input of the first layer, does not learn.
 LORA = ("--lora-rank=4", "--lora-alpha=16", "--lora-dropout=0")
+WITH_TOWER = "--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower,mm_language_model"
 QUERY_AND_UP = "--lora-target-modules=q_proj,up_proj"
 
 
@@ -172,7 +173,7 @@ ROWS = [
     row(*LORA, pp=2),
     row(*LORA, tp=4),
     always(*LORA, tp=4, sp=True),
-    row(*LORA, cp=2, tp=2, vision="data"),
+    row(*LORA, WITH_TOWER, cp=2, tp=2, vision="data"),
     always(*LORA, tp=2, pp=2, dp=2, sp=True, vpp_layers=1, recompute="uniform", **OVERLAPPED),
     row(*LORA, model="tied", tp=2, pp=2, dp=2, **DISTRIBUTED),
     row(*LORA, QUERY_AND_UP, tp=4, pp=2),
