@@ -20,6 +20,11 @@ class CheckpointConfig:
         None,
         "Folder of the weights to start from at step 0; not read where --load holds a checkpoint",
     )
+    model: str | None = flag(
+        None,
+        "Published model whose sizes and image settings hold where no flag gives others, such as "
+        "llava-next-vicuna-7b; a checkpoint has to be of that model",
+    )
     save_interval: int | None = flag(None, "Steps between checkpoints", minimum=1)
     no_save_optim: bool = flag(False, "Write no optimizer state")
     no_load_optim: bool = flag(False, "Read no optimizer state from --load")

@@ -23,7 +23,7 @@ from megatron_llava.config.training import (
 )
 
 # Where a value came from. A field without an entry in RunConfig.sources has its default.
-Source = Literal["default", "file", "flag", "checkpoint"]
+Source = Literal["default", "file", "flag", "model", "checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)

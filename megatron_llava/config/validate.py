@@ -71,6 +71,6 @@ def _check_required(config: RunConfig) -> None:
             continue
         if config.get(spec.name) is None:
             raise ValueError(
-                f"{spec.option} is not known: give it, or start from a checkpoint whose model.yaml "
-                "has it (--pretrained-checkpoint or --load)"
+                f"{spec.option} is not known: give it, or --model NAME, or start from a checkpoint "
+                "whose model.yaml has it (--pretrained-checkpoint or --load)"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_llava.config.model_yaml import fill_model_from
+from megatron_llava.config.model_yaml import fill_model_from, fill_named_model
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.yaml_file import read_yaml_mapping
 from megatron_llava.parallel.adapter_record import (
@@ -161,11 +161,14 @@ def resumes(config: RunConfig, start: tuple[str, Iteration] | None) -> bool:
 
 
 def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
-    """Take the model's fields from the ``model.yaml`` of the starting checkpoint.
+    """Take the model's fields from ``--model`` and the ``model.yaml`` of the starting checkpoint.
 
     Raises:
-        ValueError: a flag contradicts the weights, or the file cannot be read.
+        ValueError: a flag or the named model contradicts the weights, there is no such model, or
+            the file cannot be read.
     """
+    if config.checkpoint.model is not None:
+        config = fill_named_model(config, config.checkpoint.model)
     start = starting_checkpoint(config)
     if start is None:
         return config
