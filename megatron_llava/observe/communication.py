@@ -36,11 +36,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_llava.config.rules_model import known
-from megatron_llava.config.rules_pipeline import layers_of_stages
 from megatron_llava.config.run import RunConfig
 from megatron_llava.observe.collective_counter import (
     CONTEXT,
@@ -52,12 +50,11 @@ from megatron_llava.observe.collective_counter import (
     Kind,
     bytes_sent,
 )
+from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
 from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
 from megatron_llava.observe.parameters import Parameter, part_parameters
+from megatron_llava.observe.parts import Part, parts_of_rank
 from megatron_llava.training.freeze import part_of
-
-_PARAMETER_START, _BUCKET_END = 64, 128
-"""Multiples, in elements, to which core pads the distributed optimizer's buffers."""
 
 
 def communication(
@@ -93,14 +90,6 @@ def communication(
     return {kind: total for kind, total in sorted(sent.items()) if total}
 
 
-@dataclass(frozen=True)
-class _Part:
-    layers: int
-    first: bool
-    last: bool
-    bucketed: bool
-
-
 class _Rank:
     """What the formulas need of the settings."""
 
@@ -108,7 +97,7 @@ class _Rank:
         self.config, parallel = config, config.parallel
         self.tensor = parallel.tensor_model_parallel_size
         self.context = parallel.context_parallel_size
-        stages, chunks = parallel.pipeline_model_parallel_size, config.virtual_stages or 1
+        stages = parallel.pipeline_model_parallel_size
         whole = parallel.vision_parallel == "data"
         self.ranks = {
             TENSOR: self.tensor,
@@ -118,23 +107,10 @@ class _Rank:
             DATA: data_ranks * self.context,
             EMBEDDING: 2 if stages > 1 else 1,
         }
-        layers = layers_of_stages(config)[pipeline_rank] // chunks
-        self.parts = [
-            _Part(
-                layers=layers,
-                first=pipeline_rank == 0 and chunk == 0,
-                last=pipeline_rank == stages - 1 and chunk == chunks - 1,
-                # Core reduces later parts and stages in one piece.
-                bucketed=pipeline_rank == 0 and chunk == 0,
-            )
-            for chunk in range(chunks)
-        ]
+        self.parts = parts_of_rank(config, pipeline_rank)
         self.tower_is_split = self.tensor > 1 and not whole
         self.tower_is_whole = self.tensor > 1 and whole
-        self.bucket_size: int | None = None
-        if parallel.overlap_grad_reduce:
-            default = max(40_000_000, 1_000_000 * data_ranks)
-            self.bucket_size = parallel.ddp_bucket_size or default
+        self.data_ranks = data_ranks
         self.hidden = known(config.language.hidden_size)
         self.width = known(config.vision.vision_hidden_size)
         self.activation = 2 if config.precision.bf16 else 4
@@ -155,7 +131,7 @@ class _Rank:
         return layers if uniform else min(layers, known(self.config.recompute.recompute_num_layers))
 
 
-def _layers(rank: _Rank, part: _Part, sizes: MicrobatchSizes) -> Counter[Kind]:
+def _layers(rank: _Rank, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Decoder layers; all of them have a backward, for something learns before or in them."""
     payload: Counter[Kind] = Counter()
     again = rank.recomputed(part.layers)
@@ -184,7 +160,7 @@ def _layers(rank: _Rank, part: _Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     return payload
 
 
-def _pipeline(rank: _Rank, part: _Part, sizes: MicrobatchSizes) -> Counter[Kind]:
+def _pipeline(rank: _Rank, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Activations to the part after this one, gradients to the one before."""
     if rank.ranks[PIPELINE] == 1:
         return Counter()
@@ -256,22 +232,22 @@ def _once_a_step(rank: _Rank) -> Counter[Kind]:
         shared = {
             parameter
             for parameter in parameters
-            if tied and rank.ranks[PIPELINE] > 1 and _is_vocabulary(parameter)
+            if tied and rank.ranks[PIPELINE] > 1 and is_vocabulary(parameter)
         }
         payload[EMBEDDING, "all-reduce"] += sum(p.numel for p in shared) * rank.gradient
         payload[TENSOR, "all-reduce"] += _unsplit(rank, parameters) * rank.gradient
         if rank.config.parallel.use_distributed_optimizer:
-            bucket_size = rank.bucket_size if part.bucketed else None
-            numel = _padded(parameters, shared, bucket_size, rank.ranks[DATA])
+            numel = padded_numel(
+                parameters,
+                shared,
+                bucket_size(rank.config, part, rank.data_ranks),
+                rank.ranks[DATA],
+            )
             payload[DATA, "reduce-scatter"] += numel * rank.gradient
             payload[DATA, "all-gather"] += numel * rank.activation
         else:
             payload[DATA, "all-reduce"] += sum(p.numel for p in parameters) * rank.gradient
     return payload
-
-
-def _is_vocabulary(parameter: Parameter) -> bool:
-    return "word_embeddings" in parameter.name or "output_layer" in parameter.name
 
 
 def _unsplit(rank: _Rank, parameters: Sequence[Parameter]) -> int:
@@ -283,31 +259,3 @@ def _unsplit(rank: _Rank, parameters: Sequence[Parameter]) -> int:
         if (rank.tower_is_whole and parameter.name.startswith("vision_model."))
         or (sums and parameter.name.startswith("language_model.") and "norm." in parameter.name)
     )
-
-
-def _padded(
-    parameters: Sequence[Parameter],
-    alone: set[Parameter],
-    bucket_size: int | None,
-    data_ranks: int,
-) -> int:
-    """Elements of the distributed optimizer's buffer: its buckets in backward order, padded.
-
-    Args:
-        alone: parameters that have a bucket of their own.
-    """
-    multiple = math.lcm(data_ranks, _BUCKET_END)
-    bucket_start = end = 0
-    for parameter in reversed(parameters):
-        end = _up(end, _PARAMETER_START)
-        if parameter in alone and end > bucket_start:
-            bucket_start = end = _up(end, multiple)
-        end += parameter.numel
-        is_full = bucket_size is not None and end - bucket_start >= bucket_size
-        if is_full or parameter in alone:
-            bucket_start = end = _up(end, multiple)
-    return _up(end, multiple)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
