@@ -32,6 +32,7 @@ ROOMS = (
     "training",
     "inference",
     "observe",
+    "plan",
     "recipes",
     "train",
 )

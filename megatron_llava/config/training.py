@@ -13,6 +13,19 @@ PARTS_WITH_ADAPTERS = ("mm_mlp_adapter", "mm_language_model")
 """What learns in a run with adapters that does not say: LLaVA's LoRA training freezes the tower."""
 
 
+def part_of(name: str) -> str:
+    """The tunable part that a parameter of LlavaModel belongs to.
+
+    As in LLaVA-NeXT's trainer, ``mm_language_model`` is everything outside the tower and the
+    projector: also the embeddings, the output layer and ``image_newline``.
+    """
+    if name.startswith("vision_model."):
+        return "mm_vision_tower"
+    if name.startswith("vision_projection."):
+        return "mm_mlp_adapter"
+    return "mm_language_model"
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
     """The optimizer and its learning-rate schedule."""

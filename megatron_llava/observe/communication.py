@@ -40,6 +40,7 @@ from functools import cached_property
 
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.training import part_of
 from megatron_llava.observe.collective_counter import (
     CONTEXT,
     DATA,
@@ -54,7 +55,6 @@ from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, p
 from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
 from megatron_llava.observe.parameters import Parameter, part_parameters
 from megatron_llava.observe.parts import Part, parts_of_rank
-from megatron_llava.training.freeze import part_of
 
 
 def communication(

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from megatron_llava.config.training import part_of
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.peft.targets import is_adapter
-
-
-def part_of(name: str) -> str:
-    """The tunable part that a parameter of LlavaModel belongs to.
-
-    As in LLaVA-NeXT's trainer, ``mm_language_model`` is everything outside the tower and the
-    projector: also the embeddings, the output layer and ``image_newline``.
-    """
-    if name.startswith("vision_model."):
-        return "mm_vision_tower"
-    if name.startswith("vision_projection."):
-        return "mm_mlp_adapter"
-    return "mm_language_model"
 
 
 def learns(name: str, tunable_parts: Iterable[str], *, adapts: bool) -> bool:

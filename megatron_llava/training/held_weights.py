@@ -14,7 +14,7 @@ from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 from megatron_llava.peft.layers import adapted_linears
 from megatron_llava.peft.targets import is_adapter
-from megatron_llava.training.freeze import part_of
+from megatron_llava.config.training import part_of
 
 
 def held_weights(models: list[LlavaModel]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from tiny_model import (
     tiny_sample,
 )
 
+from megatron_llava.config.training import part_of
 from megatron_llava.models.build import build_llava_model
-from megatron_llava.training.freeze import freeze_parts, part_of
+from megatron_llava.training.freeze import freeze_parts
 from megatron_llava.vision.settings import image_settings
 from megatron_llava.vision.tile_positions import view_positions
 

@@ -31,7 +31,7 @@ def names_of(part, model):
 
 @pytest.mark.parametrize("part", TUNABLE_PARTS)
 def test_every_parameter_belongs_to_the_part_of_its_module(model, part):
-    from megatron_llava.training.freeze import part_of
+    from megatron_llava.config.training import part_of
 
     found = {name for name, _ in model.named_parameters() if part_of(name) == part}
     assert found == names_of(part, model)

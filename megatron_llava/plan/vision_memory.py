@@ -1,0 +1,97 @@
+"""Bytes that the backward of the tower, the projector and the packing needs, on one rank.
+
+V views of E encoder rows (its patches, and CLIP's class token), F feature rows at the projector, D
+the tower's width, of which a rank has the share d of the heads and the share f of the MLP; b bytes
+of an activation. A frozen tower keeps nothing. A layer of the tower that learns:
+
+    two norms         2 V E (D b + 8)     their input, its mean and its scale
+    two linears       2 V E D b           what the norms gave
+    attention         V E (4 d b + 4 n)   the fused projection, the result, its log-sum-exp
+    MLP               V E 2 f b           before and after the activation (quick_gelu: 3 f)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_llava.config.projector import parse_projector_type
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.run import RunConfig
+from megatron_llava.plan.layer_memory import FLOAT32
+from megatron_llava.plan.pack_load import PackLoad
+from megatron_llava.plan.trained import Trained
+from megatron_llava.vision.settings import image_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionMemory:
+    """Bytes of one microbatch."""
+
+    kept: int
+    """From the forward to the backward."""
+
+    recomputed: int
+    """More while layers of the tower run again."""
+
+
+def vision_memory(config: RunConfig, load: PackLoad, learning: Trained) -> VisionMemory:
+    """Tower, projector and packing of the first stage."""
+    item = 2 if config.precision.bf16 else FLOAT32
+    kept, recomputed = _tower(config, load, item) if learning.tower else (0, 0)
+    if learning.tower or learning.projector:
+        kept += _projector(config, load, learning.projector, item)
+    if learning.before_decoder:
+        kept += _packing(config, load)
+    return VisionMemory(kept=kept, recomputed=recomputed)
+
+
+def _tower(config: RunConfig, load: PackLoad, item: int) -> tuple[int, int]:
+    """(kept, more while layers run again)."""
+    vision, parallel = config.vision, config.parallel
+    tensor = parallel.tensor_model_parallel_size if parallel.vision_parallel == "tensor" else 1
+    width, heads = known(vision.vision_hidden_size), known(vision.vision_num_attention_heads)
+    ffn, share = known(vision.vision_ffn_hidden_size) // tensor, width // tensor
+    patch, clip = known(vision.vision_patch_size), vision.vision_model_type == "clip"
+    patches = (known(vision.vision_image_size) // patch) ** 2
+    rows = load.views * (patches + clip)
+    stream = rows * width * item
+    statistics = 2 * (FLOAT32 if parallel.device == "cuda" else item) * rows
+    scores = rows * heads // tensor * FLOAT32
+    result = rows * share * item
+    mlp = (3 if vision.vision_hidden_act == "quick_gelu" else 2) * rows * ffn * item
+    whole = 2 * (2 * stream + statistics) + 4 * result + scores + mlp
+    embedding = load.views * patches * 3 * patch**2 * item
+    if clip:
+        embedding += stream + statistics
+    layers, recompute = known(vision.built_layers), config.recompute
+    if not recompute.recompute_vision or recompute.granularity is None:
+        return embedding + layers * whole, 0
+    if recompute.granularity == "selective":
+        return embedding + layers * (whole - scores), 0
+    chunk = known(recompute.recompute_num_layers)
+    if recompute.recompute_method == "block":
+        again = min(chunk, layers)
+        return embedding + again * stream + (layers - again) * whole, whole - stream
+    if layers % chunk:
+        chunk = 1
+    return embedding + layers // chunk * stream, chunk * whole - stream
+
+
+def _projector(config: RunConfig, load: PackLoad, learns: bool, item: int) -> int:
+    """Inputs of its linears where they learn, and of the activations between them."""
+    width, hidden = known(config.vision.vision_hidden_size), known(config.language.hidden_size)
+    share = hidden // config.parallel.tensor_model_parallel_size
+    shape = parse_projector_type(config.vision.mm_projector_type)
+    columns = width if learns else 0
+    for number in range(1, shape.linears):
+        # Column- and row-parallel in turn.
+        columns += (share if number % 2 else hidden) * (1 + learns)
+    columns += shape.blocks * (hidden * (1 + learns) + share * (1 + learns))
+    return load.features * columns * item
+
+
+def _packing(config: RunConfig, load: PackLoad) -> int:
+    """The transpose of the row plan (int64 offsets and rows, float32 weights) and text ids."""
+    special = image_settings(config).num_special_rows
+    table = load.features + special + load.text_tokens + 1
+    return 8 * table + 12 * load.rows + 8 * load.text_tokens

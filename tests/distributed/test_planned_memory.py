@@ -1,0 +1,113 @@
+"""The planned memory of a rank is what its tensors take: parameters, gradient buffers, optimizer
+state, and the storages that autograd keeps from forward to backward, in real training steps."""
+
+from functools import cache
+
+import pytest
+from memory_jobs import memory_of_layouts
+from tiny_model import tiny_config, tiny_sample
+
+from megatron_llava.config.model_yaml import model_to_yaml
+from megatron_llava.data.store_writer import StoreWriter
+
+TP2, PP2 = "--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"
+CP2, SP, DATA = "--context-parallel-size=2", "--sequence-parallel", "--vision-parallel=data"
+BF16, DISTRIBUTED = "--bf16", "--use-distributed-optimizer"
+TIED = "--no-untie-embeddings-and-output-weights"
+BUCKETS = "--overlap-grad-reduce --ddp-bucket-size=20000"
+UNIFORM = "--recompute-granularity=full --recompute-method=uniform --recompute-num-layers"
+BLOCK = "--recompute-granularity=full --recompute-method=block --recompute-num-layers"
+SIGLIP = "--vision-model-type=siglip --vision-hidden-act=gelu_pytorch_tanh"
+
+# By the ranks that they are started with.
+LAYOUTS = {
+    1: [
+        "",
+        BF16,
+        "--recompute-activations --recompute-vision",
+        f"{UNIFORM}=2 --recompute-vision",
+        f"{BLOCK}=2 --recompute-vision",
+        f"{BLOCK}=4 {BF16}",
+        "--mm-tunable-parts=mm_mlp_adapter",
+        "--mm-tunable-parts=mm_vision_tower",
+        f"--mm-tunable-parts=mm_language_model {BF16}",
+        f"--num-query-groups=8 {TIED}",
+        f"{SIGLIP} --mm-projector-type=mlp3x_relu",
+    ],
+    2: [
+        f"{TP2} {SP} {BF16}",
+        f"{TP2} {SP} {UNIFORM}=1",
+        f"{TP2} {DATA}",
+        CP2,
+        PP2,
+        f"{PP2} --num-virtual-stages-per-pipeline-rank=2",
+        f"{PP2} {UNIFORM}=1",
+        f"{BF16} {DISTRIBUTED} {BUCKETS}",
+        DISTRIBUTED,
+    ],
+    4: [
+        f"{TP2} {SP} {PP2}",
+        f"{TP2} {CP2} {SP}",
+        "--pipeline-model-parallel-size=4 --recompute-activations",
+        f"{PP2} {DISTRIBUTED} {BF16} {TIED}",
+    ],
+}
+PACK_OF_ONE_SAMPLE = 240
+
+
+@pytest.fixture(scope="module")
+def counted(pool, tmp_path_factory):
+    """The results of all layouts of so many ranks, trained when first asked for."""
+    folder = tmp_path_factory.mktemp("memory")
+    config = tiny_config(
+        num_layers=4,
+        hidden_size=64,
+        ffn_hidden_size=176,
+        num_attention_heads=8,
+        vocab_size=300,
+        vision_num_layers=4,
+        vision_hidden_size=32,
+        vision_ffn_hidden_size=96,
+        vision_num_attention_heads=4,
+    )
+    (folder / "tiny.yaml").write_text(model_to_yaml(config))
+    # Attention on a CPU pads some packs of several samples; these hold one each.
+    sample = tiny_sample([(84, 84)] * 12, 100, 7)
+    with StoreWriter(
+        folder / "store", tokenizer_fingerprint="none", conversation_template="v1"
+    ) as store:
+        for number in range(8):
+            arguments = sample.token_ids, sample.label_mask, sample.images, sample.image_sizes
+            store.add(*arguments, str(number))
+        store.finish()
+
+    @cache
+    def count(ranks: int):
+        common = (
+            f"--device=cpu --config={folder / 'tiny.yaml'} --data-path={folder / 'store'} "
+            f"--seq-length={PACK_OF_ONE_SAMPLE} --global-batch-size={1 if ranks == 1 else 4} "
+            "--train-iters=5 --lr=1e-3 --num-workers=0 "
+        )
+        layouts = [(common + layout).split() for layout in LAYOUTS[ranks]]
+        return pool.run(memory_of_layouts, layouts, world_size=ranks)
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number", "layout"),
+    [(r, n, layout) for r, layouts in LAYOUTS.items() for n, layout in enumerate(layouts)],
+)
+def test_planned_memory_is_what_was_counted(counted, ranks, number, layout):
+    for of_rank in counted(ranks):
+        result = of_rank[number]
+        for kind, found in result["counted"].items():
+            # The distributed optimizer's last rank has the padding of its buffer.
+            assert result["predicted"][kind] == pytest.approx(found, rel=0.02), kind
+
+
+def test_frozen_parts_have_neither_gradients_nor_state(counted):
+    whole, projector = (counted(1)[0][number]["predicted"] for number in (0, 6))
+    assert projector["weights"] == whole["weights"]
+    assert 0 < projector["gradients"] < whole["gradients"] / 20
+    assert 0 < projector["optimizer"] < whole["optimizer"] / 20
