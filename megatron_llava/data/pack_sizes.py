@@ -1,10 +1,12 @@
 """What the packs of a run hold on average: how much work they are for each part of the model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
+from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import TrainingSchedule
 from megatron_llava.data.store import SampleStore
 
@@ -31,10 +33,10 @@ class PackSizes:
     """Positions that the output layer computes; one where a pack has none."""
 
 
-def pack_sizes(
+def sampled_packs(
     store: SampleStore, settings: ImageSettings, schedule: TrainingSchedule
-) -> PackSizes:
-    """Sizes of some packs of the first epoch, evenly spread; no image is read.
+) -> Iterator[PackedBatch]:
+    """Some packs of the first epoch without pixels, evenly spread; no image is read.
 
     Neighbours may have been put together for their cost, so the first ones would be no fair sample.
     Which ones depends on the store and the settings of the schedule only, not on where a run is
@@ -42,10 +44,18 @@ def pack_sizes(
     """
     planned = len(schedule.plan(0))
     packs = min(planned, _PACKS)
-    views = rows = attended = loss_rows = 0
     for index in range(0, packs * (planned // packs), planned // packs):
         samples = [store.load(int(i), with_images=False) for i in schedule.pack(index)]
-        batch = collate(samples, settings, with_pixels=False)
+        yield collate(samples, settings, with_pixels=False)
+
+
+def pack_sizes(
+    store: SampleStore, settings: ImageSettings, schedule: TrainingSchedule
+) -> PackSizes:
+    """Sizes of the ``sampled_packs``."""
+    packs = views = rows = attended = loss_rows = 0
+    for batch in sampled_packs(store, settings, schedule):
+        packs += 1
         views += max(batch.num_views, 1)
         rows += batch.num_rows
         attended += sum((end - start) ** 2 for start, end in pairwise(batch.cu_seqlens.tolist()))
