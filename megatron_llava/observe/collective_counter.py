@@ -7,13 +7,24 @@ that looks, as long as the tensors are on the CPU.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
 from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_llava.observe.traffic_kinds import (
+    CONTEXT,
+    DATA,
+    EMBEDDING,
+    PIPELINE,
+    TENSOR,
+    VIEWS,
+    Kind,
+    bytes_sent,
+)
 
 
 class Sent(NamedTuple):
@@ -31,12 +42,6 @@ class Sent(NamedTuple):
     integers: bool
     """Whether these are integers: tiles, counts."""
 
-
-TENSOR, CONTEXT, VIEWS = "tensor-parallel", "context-parallel", "shared views"
-PIPELINE, DATA, EMBEDDING = "pipeline", "data-parallel", "tied embeddings"
-
-Kind = tuple[str, str]
-"""(who talks, operation): ("tensor-parallel", "all-reduce")."""
 
 # Operation, and which argument of the dispatched call has the full number of bytes: an all-gather
 # puts together its output, a reduce-scatter takes apart its input, an all-to-all sends its input.
@@ -148,26 +153,3 @@ def payload_by_kind(counter: CollectiveCounter) -> tuple[dict[Kind, int], int]:
         else:
             found[who, kind.operation] += sent
     return dict(found), small
-
-
-_SHARES: dict[str, Callable[[int, int], int]] = {
-    "all-reduce": lambda payload, ranks: 2 * payload * (ranks - 1) // ranks,
-    "all-gather": lambda payload, ranks: payload * (ranks - 1) // ranks,
-    "reduce-scatter": lambda payload, ranks: payload * (ranks - 1) // ranks,
-    "all-to-all": lambda payload, ranks: payload,
-    "broadcast": lambda payload, ranks: payload * (ranks - 1) // ranks,
-    "send": lambda payload, ranks: payload,
-}
-
-
-def bytes_sent(operation: str, payload: int, ranks: int) -> int:
-    """Bytes that one rank sends, in the algorithms that send the least (rings).
-
-    Args:
-        operation: as in ``Sent``.
-        payload: bytes of the full tensors. Of an all-reduce and a broadcast any rank's tensor, of
-            an all-gather its output, of a reduce-scatter its input, of an all-to-all and a send
-            what is for other ranks.
-        ranks: size of the group. A broadcast is averaged over its ranks.
-    """
-    return _SHARES[operation](payload, ranks)

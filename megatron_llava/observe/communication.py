@@ -4,7 +4,7 @@ For the local layer implementation. What the formulas are made of: b bytes of an
 gradient, H and D the widths of the language model and the tower; of one microbatch on one rank R
 positions, P feature rows that the projector takes, E encoder rows (views times rows of a view), N
 text tokens and L rows with a loss; t tensor- and c context-parallel ranks. Each line is the full
-tensor of one call; ``collective_counter.bytes_sent`` turns it into what a rank sends.
+tensor of one call; ``traffic_kinds.bytes_sent`` turns it into what a rank sends.
 
 Tensor parallelism, a decoder layer: the forward all-reduces [R, H] b twice, after the attention's
 and the MLP's second product, and the backward twice more, of the gradients before their first ones.
@@ -41,7 +41,11 @@ from functools import cached_property
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import part_of
-from megatron_llava.observe.collective_counter import (
+from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
+from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
+from megatron_llava.observe.parameters import Parameter, part_parameters
+from megatron_llava.observe.parts import Part, parts_of_rank
+from megatron_llava.observe.traffic_kinds import (
     CONTEXT,
     DATA,
     EMBEDDING,
@@ -51,10 +55,6 @@ from megatron_llava.observe.collective_counter import (
     Kind,
     bytes_sent,
 )
-from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
-from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
-from megatron_llava.observe.parameters import Parameter, part_parameters
-from megatron_llava.observe.parts import Part, parts_of_rank
 
 
 def communication(

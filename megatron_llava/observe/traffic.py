@@ -9,9 +9,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_llava.data.packed_batch import TensorBatch
-from megatron_llava.observe.collective_counter import CollectiveCounter, Kind, payload_by_kind
+from megatron_llava.observe.collective_counter import CollectiveCounter, payload_by_kind
 from megatron_llava.observe.communication import communication
 from megatron_llava.observe.microbatch_sizes import MicrobatchSizes, microbatch_sizes
+from megatron_llava.observe.traffic_kinds import Kind
 from megatron_llava.training.loop import Trainer
 from megatron_llava.training.step import train_step
 

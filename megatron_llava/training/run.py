@@ -10,17 +10,14 @@ import torch.distributed as dist
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.merged_store import open_store
-from megatron_llava.data.pack_sizes import pack_sizes
-from megatron_llava.data.schedule import EvaluationSchedule, Schedule, TrainingSchedule
+from megatron_llava.data.sampled_packs import pack_sizes
+from megatron_llava.data.schedule import EvaluationSchedule, Schedule
 from megatron_llava.data.store import SampleStore
-from megatron_llava.data.truncate import truncated
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
-from megatron_llava.parallel.pack_cost import pack_balance
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
 from megatron_llava.platform.stop_signal import StopSignal
@@ -33,6 +30,7 @@ from megatron_llava.training.checkpointing import (
 from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Reporter, Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
+from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
 from megatron_llava.training.skipping import SkippedSteps
 from megatron_llava.training.start import (
     adapted_checkpoint,
@@ -93,8 +91,8 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
             reporter.message(remark)
     settings = image_settings(config)
     num_microbatches = config.num_microbatches(dist.get_world_size())
-    store = _open_store(config.data.data_path, config, settings, reporter)
-    schedule = _training_schedule(config, settings, store)
+    store = opened_store(config.data.data_path, config, settings, reporter.message)
+    schedule = training_schedule(config, settings, store)
     _check_positions(config, schedule, store)
     _report_dropped(config, store, schedule, reporter)
     validation = _validation(config, settings, num_microbatches, device, reporter)
@@ -191,29 +189,6 @@ def _resume(
         reporter.message(remark)
 
 
-def _open_store(
-    path: str, config: RunConfig, settings: ImageSettings, reporter: Reporter
-) -> SampleStore:
-    """A store with the samples that a pack can hold, as --oversize-samples says."""
-    data = config.data
-    store = open_store(path)
-    if data.oversize_samples != "truncate":
-        return store
-    shortened = truncated(store, settings, data.seq_length, data.max_views_per_pack)
-    if shortened.kept:
-        reporter.message(
-            f"store {store.prefix}: {len(shortened.kept)} of {len(store)} samples are longer than "
-            "a pack and truncated, as --oversize-samples truncate says"
-        )
-    return shortened
-
-
-def _most_left_out(config: RunConfig, store: SampleStore) -> int:
-    """How many samples that do not fit may be left out."""
-    everything = config.data.oversize_samples == "leave_out"
-    return len(store) if everything else config.data.max_bad_records
-
-
 def _report_dropped(
     config: RunConfig, store: SampleStore, schedule: Schedule, reporter: Reporter
 ) -> None:
@@ -229,23 +204,6 @@ def _report_dropped(
         )
 
 
-def _training_schedule(
-    config: RunConfig, settings: ImageSettings, store: SampleStore
-) -> TrainingSchedule:
-    data = config.data
-    return TrainingSchedule(
-        store,
-        settings,
-        data.seq_length,
-        seed=config.training.seed,
-        window=data.packing_window,
-        max_bad_records=_most_left_out(config, store),
-        max_views=data.max_views_per_pack,
-        balance=pack_balance(config),
-        cache_path=data.data_cache_path,
-    )
-
-
 def _validation(
     config: RunConfig,
     settings: ImageSettings,
@@ -257,14 +215,14 @@ def _validation(
     data = config.data
     if data.valid_data_path is None:
         return None
-    store = _open_store(data.valid_data_path, config, settings, reporter)
+    store = opened_store(data.valid_data_path, config, settings, reporter.message)
     schedule = EvaluationSchedule(
         store,
         settings,
         data.seq_length,
         packs_per_step=num_microbatches * config.data_parallel_size(dist.get_world_size()),
         window=data.packing_window,
-        max_bad_records=_most_left_out(config, store),
+        max_bad_records=most_left_out(config, store),
         max_views=data.max_views_per_pack,
     )
     _report_dropped(config, store, schedule, reporter)

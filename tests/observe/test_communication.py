@@ -46,7 +46,7 @@ def test_parameters_are_those_of_the_model(changes, ends):
     ],
 )
 def test_what_a_rank_of_four_sends(operation, expected):
-    from megatron_llava.observe.collective_counter import bytes_sent
+    from megatron_llava.observe.traffic_kinds import bytes_sent
 
     assert bytes_sent(operation, 800, 4) == expected
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_llava.data import pack_sizes as module
+from megatron_llava.data import sampled_packs as module
 
 pytestmark = pytest.mark.usefixtures("cpu_platform")
 

@@ -1,0 +1,106 @@
+"""FLOPs of one optimizer step by part, and of recomputation apart from the work itself.
+
+The parts' costs are those of ``parallel/part_cost.py``: decoder by the lengths of the samples,
+tower by views, projector by features, output layer by rows with a loss; a backward only where
+something learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.rules_pipeline import layers_of_stages
+from megatron_llava.config.run import RunConfig
+from megatron_llava.data.pack_sizes import PackSizes
+from megatron_llava.parallel.part_cost import (
+    PartCost,
+    decoder_layer,
+    output_layer,
+    projector,
+    tower,
+)
+from megatron_llava.plan.lora import adapter_parameters
+from megatron_llava.plan.trained import Trained
+
+PARTS = ("decoder", "vision tower", "projector", "output layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """Of all ranks together."""
+
+    parts: dict[str, PartCost]
+    """By the names of PARTS."""
+
+    slowest_stage: int
+    """Everything that the pipeline stage with the most work does."""
+
+    @property
+    def useful(self) -> int:
+        """Without recomputation."""
+        return sum(part.forward + part.backward for part in self.parts.values())
+
+    @property
+    def recomputed(self) -> int:
+        return sum(part.recomputed for part in self.parts.values())
+
+
+def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFlops:
+    """FLOPs over some packs.
+
+    Args:
+        config: a validated configuration, its placement of layers included.
+        sizes: what the packs of the step hold.
+        learning: what is trained.
+    """
+    layer = decoder_layer(config, sizes, learns=learning.language)
+    adapted = _adapters(config, sizes, learning)
+    once = PartCost(
+        forward=layer.forward + adapted,
+        # Two matrices learn, and both pass the gradient on.
+        backward=layer.backward + 2 * adapted,
+        recomputed=layer.recomputed + (adapted if _is_full(config) else 0),
+    )
+    stages = layers_of_stages(config)
+    recomputed = [_recomputed_layers(config, layers) for layers in stages]
+    decoder = PartCost(
+        forward=sum(stages) * once.forward,
+        backward=sum(stages) * once.backward,
+        recomputed=sum(recomputed) * once.recomputed,
+    )
+    vision = tower(config, sizes, learns=learning.tower)
+    adapter = projector(config, sizes, learns=learning.projector, tower_learns=learning.tower)
+    output = output_layer(config, sizes, learns=learning.language)
+    own = [0] * len(stages)
+    own[0] += vision.total + adapter.total
+    own[-1] += output.total
+    busy = [
+        layers * (once.forward + once.backward) + again * once.recomputed + more
+        for layers, again, more in zip(stages, recomputed, own, strict=True)
+    ]
+    costs = decoder, vision, adapter, output
+    return StepFlops(parts=dict(zip(PARTS, costs, strict=True)), slowest_stage=max(busy))
+
+
+def _is_full(config: RunConfig) -> bool:
+    return config.recompute.granularity == "full"
+
+
+def _recomputed_layers(config: RunConfig, layers: int) -> int:
+    """How many layers of a stage run again, in full or their attention."""
+    recompute = config.recompute
+    if recompute.granularity is None:
+        return 0
+    if recompute.granularity == "full" and recompute.recompute_method == "block":
+        chunks = config.virtual_stages or 1
+        return min(layers, chunks * known(recompute.recompute_num_layers))
+    return layers
+
+
+def _adapters(config: RunConfig, sizes: PackSizes, learning: Trained) -> int:
+    """The forward of a layer's adapters."""
+    if learning.lora_rank is None:
+        return 0
+    whole = config.with_values({"tensor_model_parallel_size": 1}, "default")
+    return 2 * sizes.rows * adapter_parameters(whole, learning.lora_rank)

@@ -1,0 +1,113 @@
+"""One layout of a run on so many GPUs: whether it fits, and how fast it is predicted to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_llava.config.run import RunConfig
+from megatron_llava.config.validate import validate
+from megatron_llava.data.pack_sizes import PackSizes
+from megatron_llava.plan.flops import StepFlops, step_flops
+from megatron_llava.plan.gpus import RESERVE, Gpu
+from megatron_llava.plan.memory import RankMemory, rank_memory
+from megatron_llava.plan.pack_load import share_of_pack
+from megatron_llava.plan.step_time import StepTime, step_time
+from megatron_llava.plan.trained import Trained, trained
+from megatron_llava.plan.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The GPUs that a run is planned for."""
+
+    gpus: int
+    memory: int
+    """Bytes of each."""
+
+    kind: Gpu | None
+    """None where only the memory is known; then no time is predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A configuration on a machine."""
+
+    config: RunConfig
+    machine: Machine
+    learning: Trained
+    stages: tuple[RankMemory, ...]
+    """Memory of the ranks of each pipeline stage."""
+
+    flops: StepFlops
+    time: StepTime | None
+
+    @property
+    def most(self) -> int:
+        """Bytes of the rank that needs the most, the reserve included."""
+        return max(stage.total for stage in self.stages) + RESERVE
+
+    @property
+    def fits(self) -> bool:
+        return self.most <= self.machine.memory
+
+    @property
+    def cost(self) -> tuple[float, int]:
+        """Layouts in order of this are best first: time, or work where that is not known, then
+        memory."""
+        work = self.time.total if self.time else float(self.flops.useful + self.flops.recomputed)
+        return work, self.most
+
+
+WorkloadOf = Callable[[RunConfig], Workload]
+
+
+def plan_layout(
+    config: RunConfig, machine: Machine, workload_of: WorkloadOf, lora_rank: int | None
+) -> Layout:
+    """Plan a configuration.
+
+    Args:
+        config: a configuration whose model fields are filled.
+        machine: the GPUs.
+        workload_of: what packs hold, which depends on their length.
+        lora_rank: of adapters in place of the language model's weights; None for none.
+
+    Raises:
+        ValueError: a rule of training that does not hold.
+    """
+    validate(config, machine.gpus)
+    learning, workload = trained(config, lora_rank), workload_of(config)
+    load = share_of_pack(config, workload.largest)
+    stages = tuple(
+        rank_memory(config, machine.gpus, load, learning, stage)
+        for stage in range(config.parallel.pipeline_model_parallel_size)
+    )
+    sizes = _of_step(workload.sizes, config.global_batch_size(machine.gpus))
+    flops = step_flops(config, sizes, learning)
+    time = None
+    if machine.kind is not None:
+        time = step_time(config, machine.gpus, flops, workload, learning, machine.kind)
+    return Layout(
+        config=config,
+        machine=machine,
+        learning=learning,
+        stages=stages,
+        flops=flops,
+        time=time,
+    )
+
+
+def _of_step(sizes: PackSizes, packs: int) -> PackSizes:
+    """What so many packs hold, by the average of some."""
+
+    def scaled(number: int) -> int:
+        return round(number * packs / sizes.packs)
+
+    return PackSizes(
+        packs=packs,
+        views=scaled(sizes.views),
+        rows=scaled(sizes.rows),
+        attended=scaled(sizes.attended),
+        loss_rows=scaled(sizes.loss_rows),
+    )

@@ -1,0 +1,140 @@
+"""The layouts of a run that fit into some GPUs, and what to change where one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from megatron_llava.config.run import RunConfig, all_fields
+from megatron_llava.plan.layout import Layout, Machine, WorkloadOf, plan_layout
+
+_MOST_TENSOR_RANKS = 8
+"""Tensor parallelism stays within a machine."""
+
+_MOST_GROWTH = 64
+"""Times as many GPUs as were asked for are tried."""
+
+_FULL = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
+_RECOMPUTE: tuple[dict[str, Any], ...] = ({}, {"recompute_activations": True}, _FULL)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What a search holds fixed."""
+
+    config: RunConfig
+    workload_of: WorkloadOf
+    lora_rank: int | None
+
+    def plan(self, changes: dict[str, Any], machine: Machine) -> Layout | None:
+        """The configuration with some changes; None where a rule of training forbids them."""
+        try:
+            config = self.config.with_values(changes, "flag")
+            return plan_layout(config, machine, self.workload_of, self.lora_rank)
+        except ValueError:
+            return None
+
+
+def search(planner: Planner, machine: Machine) -> list[Layout]:
+    """Every layout that training accepts, those that fit first, the best of them first.
+
+    What the user gave by flag or file is not changed.
+    """
+    found = {}
+    for changes in _candidates(planner.config, machine.gpus):
+        layout = planner.plan(changes, machine)
+        if layout is not None:
+            found[tuple(flags_of(layout, planner.config))] = layout
+    return sorted(found.values(), key=_order)
+
+
+def _order(layout: Layout) -> tuple[bool, float, int]:
+    """By time where it fits, else by memory."""
+    if layout.fits:
+        return False, *layout.cost
+    return True, layout.most, 0
+
+
+def _candidates(config: RunConfig, gpus: int) -> Iterator[dict[str, Any]]:
+    sizes = [size for size in range(1, gpus + 1) if gpus % size == 0]
+    for tensor, stages, context, recompute, vision in product(
+        [size for size in sizes if size <= _MOST_TENSOR_RANKS],
+        sizes,
+        sizes,
+        _RECOMPUTE,
+        ("tensor", "data"),
+    ):
+        ranks = tensor * stages * context
+        if gpus % ranks or (vision == "data" and tensor == 1):
+            continue
+        shared = gpus // (tensor * stages) > 1
+        changes = {
+            "tensor_model_parallel_size": tensor,
+            "pipeline_model_parallel_size": stages,
+            "context_parallel_size": context,
+            "sequence_parallel": tensor > 1,
+            "vision_parallel": vision,
+            "use_distributed_optimizer": shared,
+            "overlap_grad_reduce": shared,
+            "overlap_param_gather": shared,
+            "bf16": True,
+            **recompute,
+        }
+        if recompute and "mm_vision_tower" in config.training.mm_tunable_parts:
+            changes["recompute_vision"] = True
+        yield {name: value for name, value in changes.items() if name not in config.explicit}
+
+
+def nearest_change(planner: Planner, machine: Machine) -> Layout | None:
+    """A layout that fits, as near as possible to one that does not.
+
+    First one flag (or a few that belong together) is changed, then anything that the user did not
+    give, then the number of GPUs. None where nothing of that helps.
+    """
+    single = [planner.plan(changes, machine) for changes in _single_changes(planner.config)]
+    fitting = [layout for layout in single if layout is not None and layout.fits]
+    if fitting:
+        return min(fitting, key=lambda layout: layout.cost)
+    more = machine
+    while more.gpus <= _MOST_GROWTH * machine.gpus:
+        best = next(iter(search(planner, more)), None)
+        if best is not None and best.fits:
+            return best
+        more = replace(more, gpus=2 * more.gpus)
+    return None
+
+
+def _single_changes(config: RunConfig) -> Iterator[dict[str, Any]]:
+    parallel = config.parallel
+    if not config.precision.bf16:
+        yield {"bf16": True}
+    if not parallel.use_distributed_optimizer:
+        yield {"use_distributed_optimizer": True}
+    vision = {"recompute_vision": "mm_vision_tower" in config.training.mm_tunable_parts}
+    if config.recompute.granularity is None:
+        yield {"recompute_activations": True, **vision}
+    if config.recompute.granularity != "full":
+        yield {**_FULL, **vision, "recompute_activations": False}
+    tensor = parallel.tensor_model_parallel_size
+    yield {"tensor_model_parallel_size": 2 * tensor, "sequence_parallel": True}
+    yield {"pipeline_model_parallel_size": 2 * parallel.pipeline_model_parallel_size}
+
+
+def flags_of(layout: Layout, base: RunConfig) -> list[str]:
+    """What to add to a command line to turn one configuration into a layout's."""
+    flags = []
+    for spec in all_fields().values():
+        value = layout.config.get(spec.name)
+        if value == base.get(spec.name):
+            continue
+        if spec.kind == "bool":
+            flags.append(spec.option if value else spec.negation)
+        else:
+            flags += [spec.option, str(value)]
+    return flags

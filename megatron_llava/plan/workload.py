@@ -1,0 +1,88 @@
+"""What the packs of a planned run hold, from sizes that the user gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_llava.config.rules_model import known
+from megatron_llava.config.run import RunConfig
+from megatron_llava.data.pack_sizes import PackSizes
+from megatron_llava.plan.pack_load import PackLoad
+from megatron_llava.vision.settings import image_settings
+from megatron_llava.vision.token_layout import number_of_tokens, number_of_views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Packs of a run."""
+
+    largest: PackLoad
+    """The most of everything that one pack holds."""
+
+    sizes: PackSizes
+    """What some packs hold together."""
+
+    samples_per_pack: float
+
+    said: str
+    """Where it is from, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSizes:
+    """A typical sample, where there is no store.
+
+    Attributes:
+        image_size: (width, height) of its image in pixels, None for text only.
+        tokens: positions of the decoder, those of the image included.
+        loss_tokens: of them with a loss; None for all text.
+    """
+
+    image_size: tuple[int, int] | None
+    tokens: int
+    loss_tokens: int | None
+
+
+def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
+    """Packs filled with copies of a sample.
+
+    Raises:
+        ValueError: the sample does not fit into a pack, or its image has more tokens than it.
+    """
+    length = known(config.data.seq_length)
+    visual = views = 0
+    if sample.image_size is not None:
+        settings = image_settings(config)
+        visual = number_of_tokens(sample.image_size, settings)
+        views = number_of_views(sample.image_size, settings)
+    if sample.tokens <= visual:
+        raise ValueError(
+            f"--tokens-per-sample {sample.tokens} leaves no text beside the {visual} tokens of an "
+            f"image: give more, or another --image-size"
+        )
+    if sample.tokens > length:
+        raise ValueError(
+            f"--tokens-per-sample {sample.tokens} is more than --seq-length {length}: a pack has "
+            "to hold a sample; give a longer one"
+        )
+    count = length // sample.tokens
+    text = sample.tokens - visual
+    loss = text if sample.loss_tokens is None else sample.loss_tokens
+    largest = PackLoad(
+        rows=length,
+        loss_rows=max(count * loss, 1),
+        text_tokens=count * text,
+        views=max(count * views, 1),
+        features=0,
+    )
+    sizes = PackSizes(
+        packs=1,
+        views=largest.views,
+        rows=count * sample.tokens,
+        attended=count * sample.tokens**2,
+        loss_rows=largest.loss_rows,
+    )
+    said = (
+        f"packs of {count} samples of {sample.tokens} tokens, {visual} of them from {views} views"
+    )
+    return Workload(largest=largest, sizes=sizes, samples_per_pack=count, said=said)

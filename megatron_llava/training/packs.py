@@ -1,0 +1,54 @@
+"""The store of a run and the order of its packs, as its settings say (no Megatron-core here)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.run import RunConfig
+from megatron_llava.data.merged_store import open_store
+from megatron_llava.data.schedule import TrainingSchedule
+from megatron_llava.data.store import SampleStore
+from megatron_llava.data.truncate import truncated
+from megatron_llava.parallel.pack_cost import pack_balance
+
+
+def opened_store(
+    path: str, config: RunConfig, settings: ImageSettings, message: Callable[[str], None]
+) -> SampleStore:
+    """A store with the samples that a pack can hold, as --oversize-samples says."""
+    data = config.data
+    store = open_store(path)
+    if data.oversize_samples != "truncate":
+        return store
+    shortened = truncated(store, settings, data.seq_length, data.max_views_per_pack)
+    if shortened.kept:
+        message(
+            f"store {store.prefix}: {len(shortened.kept)} of {len(store)} samples are longer than "
+            "a pack and truncated, as --oversize-samples truncate says"
+        )
+    return shortened
+
+
+def most_left_out(config: RunConfig, store: SampleStore) -> int:
+    """How many samples that do not fit may be left out."""
+    everything = config.data.oversize_samples == "leave_out"
+    return len(store) if everything else config.data.max_bad_records
+
+
+def training_schedule(
+    config: RunConfig, settings: ImageSettings, store: SampleStore
+) -> TrainingSchedule:
+    """The packs of the run, epoch after epoch."""
+    data = config.data
+    return TrainingSchedule(
+        store,
+        settings,
+        data.seq_length,
+        seed=config.training.seed,
+        window=data.packing_window,
+        max_bad_records=most_left_out(config, store),
+        max_views=data.max_views_per_pack,
+        balance=pack_balance(config),
+        cache_path=data.data_cache_path,
+    )
