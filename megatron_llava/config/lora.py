@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_llava.config.fields import flag
 
-TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PARTS: dict[str, tuple[str, ...]] = {
+    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
+    "linear_proj": ("o_proj",),
+    "linear_fc1": ("gate_proj", "up_proj"),
+    "linear_fc2": ("down_proj",),
+}
+"""Core's linears, and the linears of ``transformers`` that each is made of, in its order."""
+
+TARGET_MODULES = tuple(part for parts in PARTS.values() for part in parts)
 """The linears of a decoder layer, by their names in ``transformers``."""
+
+
+def targeted_parts(linear: str, targets: Sequence[str]) -> tuple[str, ...]:
+    """Those parts of one of core's linears that have adapters, in its order."""
+    return tuple(part for part in PARTS[linear] if part in targets)
 
 
 @dataclass(frozen=True, kw_only=True)

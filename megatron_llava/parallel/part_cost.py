@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_llava.config.lora import targeted_parts
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
-from megatron_llava.peft.targets import targeted_parts
 
 
 @dataclass(frozen=True, kw_only=True)

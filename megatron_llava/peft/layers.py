@@ -11,9 +11,8 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_llava.config.lora import LoraConfig
+from megatron_llava.config.lora import LoraConfig, targeted_parts
 from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParallelLinear
-from megatron_llava.peft.targets import targeted_parts
 
 
 def add_adapters(

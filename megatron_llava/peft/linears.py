@@ -23,9 +23,9 @@ from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-from megatron_llava.config.lora import LoraConfig
+from megatron_llava.config.lora import LoraConfig, targeted_parts
 from megatron_llava.peft.adapter import Adapter, drawn_a
-from megatron_llava.peft.targets import part_mask, part_of_outputs, targeted_parts
+from megatron_llava.peft.targets import part_mask, part_of_outputs
 
 
 class LoraColumnParallelLinear(ColumnParallelLinear):

@@ -8,13 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
-    "linear_proj": ("o_proj",),
-    "linear_fc1": ("gate_proj", "up_proj"),
-    "linear_fc2": ("down_proj",),
-}
-"""Core's linears, and the linears of ``transformers`` that each is made of, in its order."""
+from megatron_llava.config.lora import PARTS, targeted_parts
 
 ADAPTER = "lora"
 """Name of the module that a linear holds its adapter under."""
@@ -23,11 +17,6 @@ ADAPTER = "lora"
 def is_adapter(name: str) -> bool:
     """Whether a parameter of LlavaModel, or its key in a checkpoint, is an adapter's."""
     return f".{ADAPTER}." in name
-
-
-def targeted_parts(linear: str, targets: Sequence[str]) -> tuple[str, ...]:
-    """Those parts of one of core's linears that have adapters, in its order."""
-    return tuple(part for part in PARTS[linear] if part in targets)
 
 
 def part_of_outputs(linear: str, config: TransformerConfig, outputs: int, rank: int) -> list[int]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from megatron_llava.config.training import part_of
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 from megatron_llava.peft.layers import adapted_linears
 from megatron_llava.peft.targets import is_adapter
-from megatron_llava.config.training import part_of
 
 
 def held_weights(models: list[LlavaModel]) -> dict[str, Any]:

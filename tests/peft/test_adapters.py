@@ -96,8 +96,8 @@ def test_no_adapter_leaks_out_of_the_decoder(base):
 @pytest.mark.parametrize("target", TARGET_MODULES)
 def test_a_target_alone_adapts_its_own_outputs(base, batch, target):
     """Of a fused linear only the rows of the target, as conversion orders them, get a product."""
+    from megatron_llava.config.lora import PARTS
     from megatron_llava.peft.layers import adapted_linears
-    from megatron_llava.peft.targets import PARTS
 
     model = beside(base, lora_target_modules=(target,))
     redraw(model)
