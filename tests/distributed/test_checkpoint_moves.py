@@ -77,7 +77,16 @@ def in_order(results):
     return sorted({(number, tuple(ids)) for result in results for number, ids in result["packs"]})
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+ALWAYS = ("distributed", "data-parallel-only")
+
+
+def chains():
+    """Two run always, the others with the layouts of ``-m grid``."""
+    rare = [pytest.mark.grid, pytest.mark.exhaustive]
+    return [pytest.param(name, marks=[] if name in ALWAYS else rare) for name in CHAINS]
+
+
+@pytest.mark.parametrize("chain", chains())
 def test_every_move_keeps_weights_moments_and_data(pool, setup, tmp_path, chain):
     everywhere, runs = CHAINS[chain]
     arguments = setup.arguments(*everywhere, steps=STEPS * len(runs))
