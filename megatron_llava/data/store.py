@@ -17,11 +17,11 @@ tokenising again.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -44,16 +44,45 @@ class Sample:
         token_ids: int32 [n], IMAGE_TOKEN_INDEX at each image.
         label_mask: uint8 [n], 1 where the token is a supervised label.
         image_sizes: (width, height) of each image, in pixels; (frames, 0) of a video.
-        images: encoded bytes of each image, a video's as `unpack_frames` takes them; None where
-            only the layout is wanted.
+        images: encoded bytes of each image, a video's as `unpack_frames` takes them; of a store
+            they are read when they are asked for. None where only the layout is wanted.
         source: names the sample in messages.
     """
 
     token_ids: np.ndarray
     label_mask: np.ndarray
     image_sizes: tuple[tuple[int, int], ...]
-    images: tuple[bytes, ...] | None
+    images: Sequence[bytes] | None
     source: str
+
+
+class StoredImages(Sequence[bytes]):
+    """The images of one sample, each read from the store whenever it is asked for.
+
+    Ranks that share the views of a pack read those images only that they decode.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], numbers: range) -> None:
+        self._read, self._numbers = read, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(index, slice):
+            return StoredImages(self._read, self._numbers[index])
+        return self._read(self._numbers[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class SampleStore(Protocol):
@@ -229,8 +258,14 @@ class Store:
 
     def images(self, index: int) -> list[bytes]:
         """Encoded bytes of each image of one sample."""
+        return list(self._images_of(index))
+
+    def _images_of(self, index: int) -> StoredImages:
         first, last = self.image_offsets[index : index + 2]
-        return [self._images[int(image)].tobytes() for image in range(first, last)]
+        return StoredImages(self._image, range(int(first), int(last)))
+
+    def _image(self, number: int) -> bytes:
+        return bytes(self._images[number].tobytes())
 
     def load(self, index: int, *, with_images: bool = True) -> Sample:
         """One sample for the collator; without its images only the layout can be made of it."""
@@ -241,7 +276,7 @@ class Store:
             token_ids=tokens,
             label_mask=mask,
             image_sizes=tuple((int(w), int(h)) for w, h in self.image_sizes[first:last]),
-            images=tuple(self.images(index)) if with_images else None,
+            images=self._images_of(index) if with_images else None,
             source=f"store {self.prefix}: sample {index}" + (f" ({found})" if found else ""),
         )
 

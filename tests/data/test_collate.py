@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from megatron_llava.data.collate import collate, padded_rows
 from megatron_llava.data.packed_batch import PackedBatch, TensorBatch
 from megatron_llava.data.row_plan import NumpyPlanner
-from megatron_llava.data.store import Sample
+from megatron_llava.data.store import Sample, Store
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import image_views, open_image
 from megatron_llava.vision.token_layout import image_layout
@@ -269,6 +269,24 @@ def test_padded_rows():
     for bad in (4, 10):
         with pytest.raises(ValueError, match=f"cannot pad 5 positions to {bad}: .* at least 8 and"):
             padded_rows(5, 4, bad)
+
+
+def test_ranks_read_the_images_that_they_decode(store, image_settings, monkeypatch):
+    """Three ranks share the views of two samples: an image is read by those with views of it."""
+    read: list[int] = []
+    image = Store._image
+    monkeypatch.setattr(Store, "_image", lambda self, n: read.append(n) or image(self, n))
+    samples = [store.load(index) for index in (2, 4)]
+    whole = collate(samples, image_settings)
+    assert read == list(range(*store.image_offsets[[2, 3]])) + list(
+        range(*store.image_offsets[[4, 5]])
+    )
+    everything, tiles = list(read), []
+    for rank in range(3):
+        read.clear()
+        tiles.append(collate(samples, image_settings, view_share=(rank, 3)).tiles)
+        assert 0 < len(read) < len(everything)
+    np.testing.assert_array_equal(np.concatenate(tiles), whole.tiles)
 
 
 def test_image_errors_name_the_sample(store, image_settings):
