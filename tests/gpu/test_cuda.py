@@ -90,6 +90,7 @@ TRANSFORMER_ENGINE = ["--bf16", "--transformer-impl", "transformer_engine"]
     [
         ["--bf16"],
         ["--bf16", "--recompute-activations"],
+        ["--bf16", "--lora-rank", "8", "--lora-dropout", "0"],
         [],
         TRANSFORMER_ENGINE,
         [*TRANSFORMER_ENGINE, "--fp8-format", "hybrid"],
