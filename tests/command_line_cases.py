@@ -108,6 +108,12 @@ def one_run(folder: Path) -> dict[str, Case]:
         "spoil it": Case("code", [SPOIL.format(str(folder / "spoilt_images.bin"))], [], 0),
         "inspect": Case(TOOLS["inspect_data"], [*inspect, "--index", "3"], ["two cats"], 0),
         "train": Case(TRAIN, train_flags(folder, *start), [], 0),
+        "card": Case(
+            TOOLS["write_model_card"],
+            ["--name", "A", "--stages", run, "--output", f"{run}-card.md"],
+            ["wrote "],
+            0,
+        ),
         "evaluate": Case(
             evaluate, [*answers, "--output", f"{run}-answers.jsonl"], ["4 questions", "overall"], 0
         ),
@@ -241,6 +247,12 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         ),
         "balance: field": choose(
             "balance_classes", "--by", "colour", "--max-per-class", "2", words=["has no colour"]
+        ),
+        "card: folder": Case(
+            TOOLS["write_model_card"],
+            ["--name", "A", "--stages", absent, "--output", f"{absent}.md"],
+            ["absent/run.yaml: no such file"],
+            1,
         ),
         "inspect: store": inspect("--data-path", absent, words=[absent]),
         "inspect: index": inspect("--index", "4", words=["4"]),

@@ -22,6 +22,7 @@ from pathlib import Path
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 MODEL_YAML = "model.yaml"
+RUN_YAML = "run.yaml"
 ADAPTER_JSON = "lora.json"
 SIDE_FILES = (MODEL_YAML, "passthrough.safetensors", "hf")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_llava.models.llava import LlavaModel
-from megatron_llava.parallel.adapter_record import AdapterRecord
 from megatron_llava.parallel.checkpoint_directory import (
-    ADAPTER_JSON,
-    MODEL_YAML,
     SIDE_FILES,
     CheckpointError,
     Iteration,
@@ -222,23 +219,18 @@ def load_training_state(
     return remarks
 
 
-def write_side_files(
-    source: str | None, root: str, model_yaml: str, adapters: AdapterRecord | None = None
-) -> None:
+def write_side_files(source: str | None, root: str, texts: Mapping[str, str]) -> None:
     """Put beside a run's checkpoints what conversion and evaluation need to understand them.
 
-    Each file is complete under its name or not there; one that is there already is left alone.
+    Each file is complete under its name or not there; of ``source`` one that is there already is
+    left alone.
 
     Args:
         source: root of the checkpoint that the run started from, whose Hugging Face files and
             untrained tensors travel along; None for a run from random weights.
         root: what --save names.
-        model_yaml: the architecture and the image settings that the run trains with.
-        adapters: what the checkpoints hold instead of a whole model, if they do.
+        texts: files of the run by their names.
     """
-    texts = {MODEL_YAML: model_yaml}
-    if adapters is not None:
-        texts[ADAPTER_JSON] = adapters.text()
     for name, text in texts.items():
         target = Path(root) / name
         if not target.is_file() or target.read_text(encoding="utf-8") != text:

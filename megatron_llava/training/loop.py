@@ -15,11 +15,17 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_llava.config.cli import config_to_yaml
 from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.adapter_record import AdapterRecord
-from megatron_llava.parallel.checkpoint_directory import CheckpointError
+from megatron_llava.parallel.checkpoint_directory import (
+    ADAPTER_JSON,
+    MODEL_YAML,
+    RUN_YAML,
+    CheckpointError,
+)
 from megatron_llava.parallel.checkpoint_io import PendingSave
 from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
@@ -190,9 +196,7 @@ class Trainer:
                 fully_reshardable=checkpoint.dist_ckpt_optim_fully_reshardable,
                 checkpoint_format=checkpoint.ckpt_format,
                 fully_parallel=not checkpoint.no_ckpt_fully_parallel_save,
-                write_beside=lambda: write_side_files(
-                    self.side_files, root, model_to_yaml(self.config), self.adapter_record
-                ),
+                write_beside=lambda: write_side_files(self.side_files, root, self._side_texts()),
             )
         self.saved_at, self._save_started = self.iteration, started
         if checkpoint.async_save:
@@ -200,6 +204,13 @@ class Trainer:
             self.reporter.message(f"step {self.iteration}: saving to {root} ({seconds:.1f} s here)")
         else:
             self.finish_saves()
+
+    def _side_texts(self) -> dict[str, str]:
+        """Files beside the checkpoints: the model, all settings of the run, and its adapters."""
+        texts = {MODEL_YAML: model_to_yaml(self.config), RUN_YAML: config_to_yaml(self.config)}
+        if self.adapter_record is not None:
+            texts[ADAPTER_JSON] = self.adapter_record.text()
+        return texts
 
     def finish_saves(self) -> None:
         """Wait for the checkpoint that --async-save is still writing, if any, and publish it.
