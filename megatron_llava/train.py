@@ -108,7 +108,11 @@ def prepare(config: RunConfig) -> RunConfig:
         ValueError: one line naming the flags and numbers; nothing has been started or written.
     """
     # With torch imported above, --help and a wrong flag would take seconds.
-    from megatron_llava.platform.device import check_transformer_impl, select_device
+    from megatron_llava.platform.device import (
+        check_fp8_device,
+        check_transformer_impl,
+        select_device,
+    )
     from megatron_llava.training.start import (
         architecture_from_checkpoint,
         check_adapters,
@@ -121,6 +125,9 @@ def prepare(config: RunConfig) -> RunConfig:
     check_transformer_impl(config.parallel.transformer_impl)
     config = architecture_from_checkpoint(config)
     validate(config, world_size())
+    precision = config.precision
+    if precision.fp8_format is not None and not precision.fp8_emulation:
+        check_fp8_device(device, precision.fp8_recipe)
     check_adapters(config)
     check_outputs(config)
     image_settings(config)

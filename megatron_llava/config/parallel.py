@@ -130,13 +130,35 @@ class PrecisionConfig:
     )
     fp8_format: Literal["e4m3", "hybrid"] | None = flag(
         None,
-        "FP8 matrix products: e4m3 throughout, or hybrid (e4m3 forward, e5m2 backward); "
-        "needs --transformer-impl transformer_engine, --bf16 and a GPU",
+        "FP8 matrix products in the language model's layers: e4m3 throughout, or hybrid (e4m3 "
+        "forward, e5m2 backward); needs --bf16, and --transformer-impl transformer_engine on a GPU "
+        "or --fp8-emulation",
         default_text="off",
     )
-    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = flag(
-        "delayed", "How FP8 scales are chosen"
+    fp8_emulation: bool = flag(
+        False,
+        "Round the operands of --fp8-format as Transformer Engine does and multiply with torch, on "
+        "any device: to see what FP8 does to a recipe, not to be fast",
     )
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = flag(
+        "delayed",
+        "How FP8 scales are chosen: from magnitudes of earlier passes, by tensor, or by block "
+        "(no emulation)",
+    )
+    fp8_margin: int = flag(0, "Delayed FP8 scales are lower by 2 to this", minimum=0)
+    fp8_amax_history_len: int = flag(
+        1, "Passes whose largest magnitudes delayed FP8 scaling keeps", minimum=1
+    )
+    fp8_amax_compute_algo: Literal["most_recent", "max"] = flag(
+        "most_recent", "Which magnitude of the history makes a delayed FP8 scale"
+    )
+    first_last_layers_bf16: bool = flag(
+        False, "With --fp8-format, keep the first and last layers in bfloat16"
+    )
+    num_layers_at_start_in_bf16: int = flag(
+        1, "First layers of --first-last-layers-bf16", minimum=0
+    )
+    num_layers_at_end_in_bf16: int = flag(1, "Last layers of --first-last-layers-bf16", minimum=0)
 
     @property
     def reduce_grads_in_fp32(self) -> bool:

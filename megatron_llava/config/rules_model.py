@@ -125,23 +125,6 @@ def check_precision(config: RunConfig) -> None:
             "give --transformer-impl local"
         )
     _check_attention(config)
-    if precision.fp8_format is None:
-        if precision.fp8_recipe != "delayed":
-            raise ValueError(
-                f"--fp8-recipe {precision.fp8_recipe} needs --fp8-format: add it, or drop the flag"
-            )
-        return
-    fp8 = f"--fp8-format {precision.fp8_format}"
-    if parallel.device == "cpu":
-        raise ValueError(
-            f"{fp8} needs a GPU, and --device is cpu: drop it, or run on --device cuda"
-        )
-    if parallel.transformer_impl != "transformer_engine":
-        raise ValueError(
-            f"{fp8} needs --transformer-impl transformer_engine, not {parallel.transformer_impl}"
-        )
-    if not precision.bf16:
-        raise ValueError(f"{fp8} needs --bf16: add it")
 
 
 def _check_attention(config: RunConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from megatron_llava.config import (
     rules_balance,
+    rules_fp8,
     rules_lora,
     rules_model,
     rules_pipeline,
@@ -40,6 +41,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_model.check_vision(config)
     rules_model.check_data_parallel(config)
     rules_model.check_precision(config)
+    rules_fp8.check_fp8(config)
     rules_model.check_sequence(config)
     rules_training.check_pack_cost(config)
     rules_training.check_schedule(config)

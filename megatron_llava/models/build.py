@@ -6,7 +6,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_llava.config.parallel import ParallelConfig
+from megatron_llava.config.parallel import ParallelConfig, PrecisionConfig
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.core_config import (
@@ -14,10 +14,13 @@ from megatron_llava.models.core_config import (
     projector_transformer_config,
     vision_transformer_config,
 )
+from megatron_llava.models.fp8_layers import connect_scales
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.models.projector import build_projector
 from megatron_llava.models.specs import language_block_spec
 from megatron_llava.models.vision_tower import VisionTower
+from megatron_llava.ops.fp8 import Fp8Recipe
+from megatron_llava.ops.fp8_delayed import DelayedScales
 from megatron_llava.peft.layers import draw_adapters
 from megatron_llava.vision.settings import image_settings
 
@@ -41,7 +44,13 @@ def build_llava_model(
     core = language_transformer_config(config)
     language_model = GPTModel(
         core,
-        language_block_spec(core, config.parallel, config.lora, vp_stage),
+        language_block_spec(
+            core,
+            config.parallel,
+            config.lora,
+            vp_stage,
+            fp8_emulation=config.precision.fp8_emulation,
+        ),
         vocab_size=language.padded_vocab_size(config.parallel.tensor_model_parallel_size),
         max_sequence_length=language.max_position_embeddings,
         pre_process=pre_process,
@@ -74,7 +83,22 @@ def build_llava_model(
         vision_projection,
         image_settings(config),
         _view_group(config.parallel),
+        _fp8_scales(config.precision, language_model) if config.precision.fp8_emulation else None,
     )
+
+
+def _fp8_scales(precision: PrecisionConfig, language_model: GPTModel) -> DelayedScales | None:
+    """Connect the emulated FP8 layers; an amax is that of all ranks of the stage, as in core."""
+    assert precision.fp8_format is not None and precision.fp8_recipe != "blockwise"
+    recipe = Fp8Recipe(
+        format=precision.fp8_format,
+        scaling=precision.fp8_recipe,
+        margin=precision.fp8_margin,
+        amax_history_len=precision.fp8_amax_history_len,
+        amax_compute_algo=precision.fp8_amax_compute_algo,
+    )
+    group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
+    return connect_scales(language_model.decoder, recipe, group)
 
 
 def _view_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:

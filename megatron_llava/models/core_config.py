@@ -64,8 +64,7 @@ def language_transformer_config(config: RunConfig) -> TransformerConfig:
         attention_backend=_core_attention_backend(config),
         # Transformer Engine's: core's own copies the lengths of a pack to the host in each layer.
         apply_rope_fusion=config.parallel.transformer_impl == "transformer_engine",
-        fp8=config.precision.fp8_format,
-        fp8_recipe=config.precision.fp8_recipe,
+        **_fp8(config),
     )
 
 
@@ -118,6 +117,21 @@ def _core_attention_backend(config: RunConfig) -> AttnBackend:
     if config.parallel.transformer_impl == "local":
         return AttnBackend.auto
     return AttnBackend[config.parallel.attention_backend]
+
+
+def _fp8(config: RunConfig) -> dict[str, Any]:
+    """The FP8 of Transformer Engine, and which layers keep out of either FP8."""
+    precision = config.precision
+    return {
+        "fp8": None if precision.fp8_emulation else precision.fp8_format,
+        "fp8_recipe": precision.fp8_recipe,
+        "fp8_margin": precision.fp8_margin,
+        "fp8_amax_history_len": precision.fp8_amax_history_len,
+        "fp8_amax_compute_algo": precision.fp8_amax_compute_algo,
+        "first_last_layers_bf16": precision.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": precision.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": precision.num_layers_at_end_in_bf16,
+    }
 
 
 def _shared(config: RunConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from megatron_llava.models.projector import DeepProjector, Projector
 from megatron_llava.models.specs import PackedSequences
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.exchange import exchange_rows
+from megatron_llava.ops.fp8_delayed import DelayedScales
 from megatron_llava.ops.tiles_to_patches import pixel_table, tiles_to_patches
 from megatron_llava.ops.visual_pack import PackPlan, visual_pack
 
@@ -45,6 +46,7 @@ class LlavaModel(MegatronModule):
         vision_projection: the projector, None except on the first stage.
         settings: how pixels are normalised, and which learned rows images have.
         view_group: the ranks that share the views of a pack, None where each has all of its packs.
+        fp8_scales: of the decoder's linears, with emulated FP8 and delayed scaling.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LlavaModel(MegatronModule):
         vision_projection: Projector | DeepProjector | None,
         settings: ImageSettings,
         view_group: dist.ProcessGroup | None = None,
+        fp8_scales: DelayedScales | None = None,
     ) -> None:
         super().__init__(config=config)
         self.language_model = language_model
@@ -69,6 +72,7 @@ class LlavaModel(MegatronModule):
         self.vocab_size = vocab_size
         self.image_settings = settings
         self.view_group = view_group
+        self.fp8_scales = fp8_scales
         if self.pre_process:
             assert vision_model is not None and vision_projection is not None
             self.vision_model = vision_model
@@ -170,18 +174,23 @@ class LlavaModel(MegatronModule):
             max_seqlen=batch.max_seqlen,
             row_order=batch.row_order,
         )
+        if self.fp8_scales is not None:
+            packed.fp8_pass = self.fp8_scales.begin_forward()
         if self.config.apply_rope_fusion:
             packed.cu_seqlens_q = packed.cu_seqlens_kv = batch.cu_seqlens
             packed.max_seqlen_q = packed.max_seqlen_kv = batch.max_seqlen
             rotary = rotary_SBGD
         else:
             rotary = rotary_SBGD[:, 0].index_select(0, batch.position_ids)
-        return language_model.decoder(
+        hidden_RBH = language_model.decoder(
             hidden_states=decoder_input,
             attention_mask=None,
             rotary_pos_emb=rotary,
             packed_seq_params=packed,
         )
+        if self.fp8_scales is not None:
+            self.fp8_scales.end_forward(packed.fp8_pass)
+        return hidden_RBH
 
     def logits(self, hidden_RBH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits [L, W] of the given rows; columns beyond the vocabulary are the minimum."""

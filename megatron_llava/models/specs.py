@@ -30,12 +30,22 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
 from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.parallel import ParallelConfig
+from megatron_llava.models.fp8_layers import (
+    Fp8ColumnParallelLinear,
+    Fp8RowParallelLinear,
+    Fp8TransformerLayer,
+)
 from megatron_llava.ops.attention import dense_attention, packed_attention
 from megatron_llava.ops.exchange import context_parallel_attention
+from megatron_llava.ops.fp8_delayed import ForwardPass
 from megatron_llava.peft.layers import add_adapters
 
 
@@ -52,6 +62,8 @@ class PackedSequences(PackedSeqParams):
     max_seqlen: int = 0
     row_order: torch.Tensor | None = None
     """int64, the positions that context-parallel ranks hold, rank after rank."""
+    fp8_pass: ForwardPass | None = None
+    """The scales of this microbatch, with emulated FP8 and delayed scaling."""
 
 
 class Norm(torch.nn.Module):
@@ -145,24 +157,30 @@ class CoreAttention(MegatronModule):
 
 
 def local_layer_spec(
-    attn_mask_type: AttnMaskType, backend: str = "auto", lora: LoraConfig | None = None
+    attn_mask_type: AttnMaskType,
+    backend: str = "auto",
+    lora: LoraConfig | None = None,
+    *,
+    fp8: bool = False,
 ) -> ModuleSpec:
     """A pre-norm layer of core's parallel linears and this file's norm and attention.
 
     Args:
         lora: adapters beside the linears, where there are any.
+        fp8: whether its linears multiply in emulated FP8.
     """
+    column, row = _parallel_linears(fp8)
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
+        linear_qkv=column,
         core_attention=_core_attention(backend),
-        linear_proj=RowParallelLinear,
+        linear_proj=row,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
     )
-    mlp = mlp_submodules()
+    mlp = mlp_submodules(fp8=fp8)
     add_adapters(attention, mlp, lora)
     return ModuleSpec(
-        module=TransformerLayer,
+        module=Fp8TransformerLayer if fp8 else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
             self_attention=ModuleSpec(
@@ -184,9 +202,16 @@ def local_layer_spec(
     )
 
 
-def mlp_submodules() -> MLPSubmodules:
+def mlp_submodules(*, fp8: bool = False) -> MLPSubmodules:
     """A column-parallel linear, an activation and a row-parallel linear."""
-    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    column, row = _parallel_linears(fp8)
+    return MLPSubmodules(linear_fc1=column, linear_fc2=row)
+
+
+def _parallel_linears(fp8: bool) -> tuple[type, type]:
+    if fp8:
+        return Fp8ColumnParallelLinear, Fp8RowParallelLinear
+    return ColumnParallelLinear, RowParallelLinear
 
 
 def language_block_spec(
@@ -194,11 +219,17 @@ def language_block_spec(
     parallel: ParallelConfig,
     lora: LoraConfig,
     vp_stage: int | None = None,
+    *,
+    fp8_emulation: bool = False,
 ) -> Any:
     """The decoder of the language model: causal layers and a final norm.
 
     Layers of Transformer Engine keep its attention, unless the local one is asked for or has to
     exchange heads between context-parallel ranks.
+
+    Args:
+        fp8_emulation: whether linears multiply in emulated FP8; not those of the first and last
+            layers where ``config.first_last_layers_bf16``.
     """
     backend = parallel.attention_backend
     if parallel.transformer_impl == "transformer_engine":
@@ -208,9 +239,20 @@ def language_block_spec(
         if backend == "local" or exchanges:
             spec.submodules.self_attention.submodules.core_attention = _core_attention(backend)
         return spec
-    layer = local_layer_spec(AttnMaskType.causal, backend, lora)
-    layers = get_num_layers_to_build(config, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+    first = get_transformer_layer_offset(config, vp_stage)
+    layers = []
+    for number in range(first, first + get_num_layers_to_build(config, vp_stage)):
+        fp8 = fp8_emulation and _in_fp8(config, number)
+        layers.append(local_layer_spec(AttnMaskType.causal, backend, lora, fp8=fp8))
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)
+
+
+def _in_fp8(config: TransformerConfig, number: int) -> bool:
+    """Whether a layer, counted from zero over all stages, is none that stays in bfloat16."""
+    if not config.first_last_layers_bf16:
+        return True
+    last = config.num_layers - config.num_layers_at_end_in_bf16
+    return config.num_layers_at_start_in_bf16 <= number < last
 
 
 def _core_attention(backend: str) -> ModuleSpec:

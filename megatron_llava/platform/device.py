@@ -40,6 +40,20 @@ def check_transformer_impl(transformer_impl: str) -> None:
         )
 
 
+def check_fp8_device(device: str, recipe: str) -> None:
+    """Raise ValueError where the GPU lacks the FP8 products that Transformer Engine needs."""
+    if device != "cuda":
+        return
+    needed = (9, 0) if recipe == "blockwise" else (8, 9)
+    found = torch.cuda.get_device_capability(local_rank())
+    if found < needed:
+        raise ValueError(
+            f"--fp8-format with --fp8-recipe {recipe} needs compute capability "
+            f"{needed[0]}.{needed[1]}, and this GPU has {found[0]}.{found[1]}: drop it, or give "
+            "--fp8-emulation and --transformer-impl local"
+        )
+
+
 def set_up_device(device: str) -> torch.device:
     """Prepare the process for "cuda" or "cpu"; before anything imports ``megatron.core``.
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from own_process import TORCHRUN, run_python
 
-from megatron_llava.platform.device import select_device, set_up_device
+from megatron_llava.platform.device import check_fp8_device, select_device, set_up_device
 from megatron_llava.platform.torchrun import global_rank, local_rank, world_size
 
 
@@ -22,6 +22,30 @@ def test_cuda_without_a_gpu_is_one_line(monkeypatch):
     message = str(caught.value)
     assert message.startswith(f"--device cuda: torch {torch.__version__} sees no GPU")
     assert "--device cpu" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("found", "recipe", "needed"),
+    [
+        ((8, 0), "delayed", "8.9"),
+        ((8, 6), "tensorwise", "8.9"),
+        ((8, 9), "delayed", None),
+        ((8, 9), "blockwise", "9.0"),
+        ((9, 0), "blockwise", None),
+        ((12, 0), "delayed", None),
+    ],
+)
+def test_a_gpu_without_fp8_products_is_one_line(monkeypatch, found, recipe, needed):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+    check_fp8_device("cpu", recipe)
+    if needed is None:
+        check_fp8_device("cuda", recipe)
+        return
+    with pytest.raises(ValueError) as caught:
+        check_fp8_device("cuda", recipe)
+    message = str(caught.value)
+    assert f"--fp8-recipe {recipe} needs compute capability {needed}" in message
+    assert f"has {found[0]}.{found[1]}" in message and "\n" not in message
 
 
 def test_ranks_are_those_of_torchrun(monkeypatch):
