@@ -35,12 +35,12 @@ BACKWARDS = ("_RowSumBackward", "megatron_llava::visual_pack_backward")
 WARM_UP = 2
 
 
-def make_inputs(folder: Path) -> None:
-    """The quickstart's checkpoint and a small store, by its own commands."""
+def make_inputs(folder: Path, questions: int = 400) -> None:
+    """The quickstart's checkpoint and a store of so many questions, by its own commands."""
     if (folder / "megatron").is_dir():
         return
     data, hf = folder / "data", folder / "hf"
-    render = ["examples/quickstart/render_dataset.py", "--output", data, "--train", 400]
+    render = ["examples/quickstart/render_dataset.py", "--output", data, "--train", questions]
     preprocess = [
         "tools/preprocess_data.py",
         "--input",
