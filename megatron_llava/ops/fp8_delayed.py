@@ -4,8 +4,10 @@ As in Transformer Engine, a *pass* is one microbatch's forward through a part of
 backward, and not an optimizer step. At the end of a forward that records gradients, the amax of
 every input and weight is reduced to the maximum over the ranks, put before the history, and new
 scales follow; at the end of a backward, when the part's first layer has its gradients, likewise
-those of the gradients. A forward without gradients (validation, generation) uses the scales and
-changes nothing. Scales start at one.
+those of the gradients. Weights are rounded in a step's first pass only and kept for the others,
+whose amax of them is a zero in the history. A forward without gradients (validation, generation)
+uses the scales and changes nothing. Scales start at one. A step that is skipped because a number in
+it is none has moved them, as it has there.
 """
 
 from __future__ import annotations
@@ -41,6 +43,16 @@ class DelayedScales:
         self.history = torch.zeros(recipe.amax_history_len, layers, 3, device=device)
         """float32 [H, N, 3], the newest amax first."""
         self.gradient_amaxes = torch.zeros(layers, 1, device=device)
+        self.weights: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+        """Of each layer the rounded weight and 1 / scale; None outside of a step."""
+
+    def begin_step(self) -> None:
+        """Weights stay as they are until ``end_step``."""
+        self.weights = {}
+
+    def end_step(self) -> None:
+        """Weights may change."""
+        self.weights = None
 
     def begin_forward(self) -> ForwardPass:
         """The scales of the microbatch that starts now."""
@@ -92,6 +104,7 @@ class ForwardPass:
         self.state = state
         self.scales = state.scales.clone()
         self.amaxes = torch.zeros_like(state.scales[:, _FORWARD])
+        self.weights = state.weights if torch.is_grad_enabled() else None
 
     def scaling_of(self, layer: int) -> DelayedScaling:
         """How a layer rounds its operands for this microbatch."""
@@ -109,8 +122,13 @@ class DelayedScaling:
         return self._quantize_forward(x, _INPUT)
 
     def quantize_weight(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Fp8Scaling``."""
-        return self._quantize_forward(x, _WEIGHT)
+        """See ``Fp8Scaling``; the same for all passes of a step."""
+        weights = self.forward_pass.weights
+        if weights is None:
+            return self._quantize_forward(x, _WEIGHT)
+        if self.layer not in weights:
+            weights[self.layer] = self._quantize_forward(x, _WEIGHT)
+        return weights[self.layer]
 
     def quantize_gradient(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """By the scale of when the backward runs: other microbatches' may have been in between."""

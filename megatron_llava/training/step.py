@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.training.optimizer import learning_rates
@@ -157,9 +158,14 @@ def train_step(
     for part in wrapped:
         part.zero_grad_buffer()
     optimizer.zero_grad()
+    fp8_scales = [get_attr_wrapped_model(part, "fp8_scales", allow_none=True) for part in wrapped]
+    for scales in filter(None, fp8_scales):
+        scales.begin_step()
     batch = run_batches(
         wrapped, batches, num_microbatches, rows, reduction=reduction, forward_only=False
     )
+    for scales in filter(None, fp8_scales):
+        scales.end_step()
     rates = learning_rates(optimizer)
     grad_norm = gradient_norm(optimizer) if batch.finite else math.nan
     # Finite gradients have an infinite norm where their squares overflow.

@@ -31,20 +31,20 @@ def test_tensor_parallel_ranks_share_their_scales(one_rank, tensor):
     """A sum in another order may round to another FP8 number, so the losses are near only."""
     first, second = tensor
     assert first["scales"] == second["scales"]
-    assert first["losses"] == pytest.approx(one_rank["losses"], rel=5e-3)
+    assert first["losses"] == pytest.approx(one_rank["losses"], rel=2e-2)
     assert first["scales"].keys() == one_rank["scales"].keys()
     for place, rows in first["scales"].items():
         for row, expected in zip(rows, one_rank["scales"][place], strict=True):
-            assert row == pytest.approx(expected, rel=0.2)
+            assert row[:2] == pytest.approx(expected[:2], rel=0.1)
+            assert row[2] == pytest.approx(expected[2], rel=0.5)
 
 
 def test_data_parallel_ranks_share_their_scales(pool, setup, one_rank):
     first, second = two_ranks(pool, setup, "--use-distributed-optimizer", "--overlap-grad-reduce")
     assert first["scales"] == second["scales"] and first["scales"] != one_rank["scales"]
     assert first["shards"] == second["shards"]
-    # Scales of one, coarse for small weights, are those of each rank's first microbatch.
-    assert first["losses"][0] == pytest.approx(one_rank["losses"][0], rel=2e-2)
-    assert first["losses"][1:] == pytest.approx(one_rank["losses"][1:], rel=5e-3)
+    # A second microbatch on one rank has the scales that the first one made.
+    assert first["losses"] == pytest.approx(one_rank["losses"], rel=2e-2)
 
 
 def test_a_pipeline_is_one_rank_and_recomputation_changes_no_bit(pool, setup, one_rank):
@@ -54,7 +54,7 @@ def test_a_pipeline_is_one_rank_and_recomputation_changes_no_bit(pool, setup, on
     assert plain == recomputed
     # The norm of the gradient is summed in another order, which moves the weights after a step.
     assert plain[0]["losses"][0] == one_rank["losses"][0]
-    assert plain[0]["losses"] == pytest.approx(one_rank["losses"], rel=5e-3)
+    assert plain[0]["losses"] == pytest.approx(one_rank["losses"], rel=2e-2)
     assert plain[0]["scales"].keys().isdisjoint(plain[1]["scales"])
     together = plain[0]["scales"] | plain[1]["scales"]
     assert together.keys() == one_rank["scales"].keys()

@@ -111,6 +111,22 @@ def test_a_pass_keeps_its_scales_for_recomputation():
     assert all(torch.equal(scales.state_of(0)[name], before[name]) for name in before)
 
 
+def test_weights_are_rounded_once_a_step():
+    """By the scale of its first pass; the second one sees no weight, and the scale stays."""
+    scales = DelayedScales(Fp8Recipe(amax_history_len=3), 1, torch.device("cpu"))
+    scales.begin_step()
+    for _ in range(2):
+        assert layer_step(scales, (1.0, 1000.0, 1.0))[0, 0] == 3 * 448 / 2
+    scales.end_step()
+    assert scales.history[:, 0, 1].tolist() == [0.0, 1000.0, 0.0]
+    assert scales.scales[0, 1].item() == pytest.approx(0.448)
+    scales.begin_step()
+    assert layer_step(scales, (1.0, 1000.0, 1.0))[0, 0].item() == pytest.approx(1500)
+    with torch.no_grad():
+        other = scales.begin_forward().scaling_of(0).quantize_weight(torch.ones(2, 3))[0]
+    assert not torch.equal(other, scales.weights[0][0])
+
+
 @pytest.mark.parametrize("length", [1, 3, 5])
 def test_states_move_to_histories_of_another_length(length):
     scales = DelayedScales(Fp8Recipe(amax_history_len=3), 2, torch.device("cpu"))
