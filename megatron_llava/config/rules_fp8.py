@@ -39,6 +39,11 @@ def check_fp8(config: RunConfig) -> None:
         )
     if not precision.bf16:
         raise ValueError(f"{fp8} needs --bf16: add it")
+    if config.lora.adapts:
+        raise ValueError(
+            f"{fp8} with --lora-rank {config.lora.lora_rank}: adapters stand beside linears in "
+            "bfloat16 or float32; drop one"
+        )
     _check_delayed(precision)
     _check_layers(config)
 

@@ -48,6 +48,7 @@ def test_fp8_that_there_is(make_config, changes):
             "--fp8-emulation|--transformer-impl local, not transformer_engine",
         ),
         ({**EMULATION, "bf16": False}, "--fp8-format hybrid needs --bf16"),
+        ({**EMULATION, "lora_rank": 4}, "--fp8-format hybrid with --lora-rank 4: adapters stand"),
         ({**EMULATION, "fp8_recipe": "blockwise"}, "--fp8-emulation|--fp8-recipe blockwise"),
         (
             {**EMULATION, "fp8_recipe": "tensorwise", "fp8_amax_compute_algo": "max"},
