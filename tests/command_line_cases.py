@@ -78,6 +78,7 @@ def one_run(folder: Path) -> dict[str, Case]:
     asked = ["--hf", str(folder / "back"), "--answers", f"{run}-answers.jsonl"]
     inspect = ["--data-path", str(folder / "store"), "--tokenizer-model", str(folder / "hf")]
     made = [*preprocess, "--output-prefix"]
+    planned = [*tiny(folder, "--bf16"), "--gpus=2", "--gpu=a100-40gb"]
     checked = [str(folder / "mixture.yaml"), "--data-root", str(folder)]
     chosen = ["--input", str(folder / "data.json"), "--output"]
     beside = ["--lora-rank=4", f"--pretrained-checkpoint={root}", "--save-interval=2"]
@@ -101,6 +102,12 @@ def one_run(folder: Path) -> dict[str, Case]:
         "import": Case(convert, there, ["wrote"], 0),
         "preprocess": Case(
             TOOLS["preprocess_data"], [*made, str(folder / "store")], ["4 samples"], 0
+        ),
+        "plan": Case(
+            TOOLS["plan"],
+            [*planned, "--gpus=2", "--gpu=a100-40gb"],
+            ["fits", "packs of", "steps of 4 samples"],
+            0,
         ),
         "preprocess another": Case(
             TOOLS["preprocess_data"], [*made, str(folder / "spoilt")], ["4 samples"], 0
@@ -233,6 +240,7 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "balance: shard": Case(
             TOOLS["balance_captions"], [*balanced, absent, "--shard=1/2"], ["needs --counts"], 1
         ),
+        "plan: memory": Case(TOOLS["plan"], ["--gpus", "1"], ["--gpu-memory is not known"]),
         "preprocess: template": preprocess(*data, *unknown, words=["vicuna: unknown; use one of"]),
         "preprocess: image": preprocess(*missing, *v1, words=named),
         "preprocess: input": preprocess("--input", f"{absent}.json", words=["absent.json"]),
@@ -304,6 +312,7 @@ def usages(folder: Path) -> dict[str, Case]:
     parts = ["--language-model", "a", "--vision-tower", "b", "--save", "c"]
     valid[TOOLS["merge_checkpoint"]] = parts
     valid[TOOLS["lora"]] = ["merge", "--load", "a", "--base", "b", "--save", "c"]
+    valid[TOOLS["plan"]] = ["--gpus", "1"]
     valid[TOOLS["merge_data"]] = ["--output-prefix", "a", "--shards", "b"]
     valid[TOOLS["build_metadata"]] = ["--output", "a"]
     captions = ["--input", "a", "--entries", "b", "--counts", "c"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from megatron_llava.config.lora import targeted_parts
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
@@ -61,17 +62,31 @@ def _language(config: RunConfig, layers: int, first: bool, last: bool) -> Iterat
     for number in range(layers):
         prefix = f"language_model.decoder.layers.{number}."
         yield Parameter(prefix + "input_layernorm.weight", hidden)
-        yield Parameter(prefix + "self_attention.linear_proj.weight", query // tensor * hidden)
-        yield Parameter(prefix + "self_attention.linear_qkv.weight", fused * hidden)
+        proj, qkv = prefix + "self_attention.linear_proj", prefix + "self_attention.linear_qkv"
+        yield Parameter(proj + ".weight", query // tensor * hidden)
+        yield from _adapter(config, proj, query // tensor, hidden)
+        yield Parameter(qkv + ".weight", fused * hidden)
         if language.add_qkv_bias:
-            yield Parameter(prefix + "self_attention.linear_qkv.bias", fused)
+            yield Parameter(qkv + ".bias", fused)
+        yield from _adapter(config, qkv, hidden, fused)
         yield Parameter(prefix + "pre_mlp_layernorm.weight", hidden)
         yield Parameter(prefix + "mlp.linear_fc1.weight", 2 * ffn * hidden)
+        yield from _adapter(config, prefix + "mlp.linear_fc1", hidden, 2 * ffn)
         yield Parameter(prefix + "mlp.linear_fc2.weight", ffn * hidden)
+        yield from _adapter(config, prefix + "mlp.linear_fc2", ffn, hidden)
     if last:
         yield Parameter("language_model.decoder.final_layernorm.weight", hidden)
         if language.untie_embeddings_and_output_weights or not first:
             yield Parameter("language_model.output_layer.weight", vocabulary)
+
+
+def _adapter(config: RunConfig, linear: str, inputs: int, outputs: int) -> Iterator[Parameter]:
+    """The two factors beside a linear of these inputs and outputs on a rank, if it has them."""
+    lora = config.lora
+    parts = targeted_parts(linear.rpartition(".")[2], lora.lora_target_modules)
+    if lora.adapts and parts:
+        yield Parameter(linear + ".lora.a", len(parts) * lora.lora_rank * inputs)
+        yield Parameter(linear + ".lora.b", outputs * lora.lora_rank)
 
 
 def _tower(config: RunConfig) -> Iterator[Parameter]:

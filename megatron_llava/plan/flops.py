@@ -20,7 +20,6 @@ from megatron_llava.parallel.part_cost import (
     projector,
     tower,
 )
-from megatron_llava.plan.lora import adapter_parameters
 from megatron_llava.plan.trained import Trained
 
 PARTS = ("decoder", "vision tower", "projector", "output layer")
@@ -54,14 +53,7 @@ def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFl
         sizes: what the packs of the step hold.
         learning: what is trained.
     """
-    layer = decoder_layer(config, sizes, learns=learning.language)
-    adapted = _adapters(config, sizes, learning)
-    once = PartCost(
-        forward=layer.forward + adapted,
-        # Two matrices learn, and both pass the gradient on.
-        backward=layer.backward + 2 * adapted,
-        recomputed=layer.recomputed + (adapted if _is_full(config) else 0),
-    )
+    once = decoder_layer(config, sizes, learns=learning.language)
     stages = layers_of_stages(config)
     recomputed = [_recomputed_layers(config, layers) for layers in stages]
     decoder = PartCost(
@@ -83,10 +75,6 @@ def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFl
     return StepFlops(parts=dict(zip(PARTS, costs, strict=True)), slowest_stage=max(busy))
 
 
-def _is_full(config: RunConfig) -> bool:
-    return config.recompute.granularity == "full"
-
-
 def _recomputed_layers(config: RunConfig, layers: int) -> int:
     """How many layers of a stage run again, in full or their attention."""
     recompute = config.recompute
@@ -96,11 +84,3 @@ def _recomputed_layers(config: RunConfig, layers: int) -> int:
         chunks = config.virtual_stages or 1
         return min(layers, chunks * known(recompute.recompute_num_layers))
     return layers
-
-
-def _adapters(config: RunConfig, sizes: PackSizes, learning: Trained) -> int:
-    """The forward of a layer's adapters."""
-    if learning.lora_rank is None:
-        return 0
-    whole = config.with_values({"tensor_model_parallel_size": 1}, "default")
-    return 2 * sizes.rows * adapter_parameters(whole, learning.lora_rank)

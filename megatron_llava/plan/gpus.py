@@ -30,7 +30,8 @@ class Gpu:
     """Dense bfloat16 products accumulated in float32, per second, peak."""
 
     link: float
-    """Bytes per second to other GPUs of the machine, one direction: NVLink, else PCIe."""
+    """Bytes per second to other GPUs of the machine, one direction: NVLink, else PCIe. Taken for
+    what goes to other machines as well."""
 
 
 GPUS: dict[str, Gpu] = {

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from megatron_llava.config.lora import targeted_parts
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.plan.pack_load import PackLoad
@@ -76,19 +77,21 @@ def decoder_layer(config: RunConfig, load: PackLoad, learning: Trained) -> Layer
     hidden, ffn = known(language.hidden_size), known(language.ffn_hidden_size) // tensor
     learns = learning.language
     inner = _heads(config)[0] * known(language.head_width)
-    # Adapters read what frozen linears read, and keep it.
-    reads = learns or learning.lora_rank is not None
     attention, kept = _attention(config, rows, item)
-    # On a GPU the result of attention is the input of the projection behind it.
-    own_copy = config.parallel.device == "cpu" or config.parallel.context_parallel_size > 1
-    linears = 2 * split * hidden * item + (rows * inner * item if own_copy else 0) if reads else 0
-    linears += rows * ffn * item if reads else 0
-    if reads and not own_copy:
+    linears = 0
+    if learns:
+        linears += (2 * split * hidden + rows * ffn) * item
+    reads_result = learns or (learning.adapters and _projection_reads_result(config))
+    if reads_result and _has_own_copy(config):
+        linears += rows * inner * item
+    elif reads_result:
         kept += rows * inner * item
+    if learning.adapters:
+        linears += _adapters(config, load)
     return LayerMemory(
         input=split * hidden * item,
         norms=2 * norm(config, split, learns),
-        linears=linears + adapters(config, load, learning),
+        linears=linears,
         attention=attention,
         kept_attention=kept,
         mlp=4 * rows * ffn * item,
@@ -146,10 +149,48 @@ def _attention(config: RunConfig, rows: int, item: int) -> tuple[int, int]:
     return kept + heads * width + scores, kept
 
 
-def adapters(config: RunConfig, load: PackLoad, learning: Trained) -> int:
-    """What adapters of rank q on the seven projections keep besides the inputs of the linears:
-    the [R, q] between their two matrices."""
-    if learning.lora_rank is None:
-        return 0
+def _has_own_copy(config: RunConfig) -> bool:
+    """Whether the projection behind attention reads a copy of attention's result; on a GPU it
+    reads the result itself, unless context-parallel ranks have exchanged it."""
+    return config.parallel.device == "cpu" or config.parallel.context_parallel_size > 1
+
+
+def _projection_reads_result(config: RunConfig) -> bool:
+    """Whether an adapter keeps attention's result as it is, with nothing dropped."""
+    lora = config.lora
+    return not lora.lora_dropout and bool(targeted_parts("linear_proj", lora.lora_target_modules))
+
+
+def _adapters(config: RunConfig, load: PackLoad) -> int:
+    """What the adapters of a layer keep, but for attention's result where nothing is dropped.
+
+    Each keeps its input, with dropout a copy of it and the mask (a byte on a GPU, else a number of
+    the model's type), what is between its factors, and its spread second factor: for p parts of
+    rank q [., p q] and [outputs, p q].
+    """
+    language, lora = config.language, config.lora
+    tensor = config.parallel.tensor_model_parallel_size
     item = 2 if config.precision.bf16 else FLOAT32
-    return 7 * load.rows * learning.lora_rank * item
+    rows, split = load.rows, rows_of_norms(config, load)
+    hidden, ffn = known(language.hidden_size), known(language.ffn_hidden_size) // tensor
+    heads, groups = _heads(config)
+    width = known(language.head_width)
+    # (rows of the input, inputs, rows between the factors, outputs)
+    sizes = {
+        "linear_qkv": (split, hidden, rows, (heads + 2 * groups) * width),
+        "linear_proj": (rows, heads * width, split, hidden),
+        "linear_fc1": (split, hidden, rows, 2 * ffn),
+        "linear_fc2": (rows, ffn, split, hidden),
+    }
+    mask = 0
+    if lora.lora_dropout:
+        mask = item if config.parallel.device == "cpu" else 1
+    total = 0
+    for name, (rows_in, inputs, rows_between, outputs) in sizes.items():
+        columns = len(targeted_parts(name, lora.lora_target_modules)) * lora.lora_rank
+        if not columns:
+            continue
+        total += (rows_between + outputs) * columns * item
+        if name != "linear_proj" or not _projection_reads_result(config):
+            total += rows_in * inputs * (item + mask)
+    return total

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.validate import validate
 from megatron_llava.data.pack_sizes import PackSizes
+from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.plan.flops import StepFlops, step_flops
 from megatron_llava.plan.gpus import RESERVE, Gpu
 from megatron_llava.plan.memory import RankMemory, rank_memory
 from megatron_llava.plan.pack_load import share_of_pack
 from megatron_llava.plan.step_time import StepTime, step_time
-from megatron_llava.plan.trained import Trained, trained
+from megatron_llava.plan.trained import trained
 from megatron_llava.plan.workload import Workload
 
 
@@ -35,7 +35,6 @@ class Layout:
 
     config: RunConfig
     machine: Machine
-    learning: Trained
     stages: tuple[RankMemory, ...]
     """Memory of the ranks of each pipeline stage."""
 
@@ -62,36 +61,33 @@ class Layout:
 WorkloadOf = Callable[[RunConfig], Workload]
 
 
-def plan_layout(
-    config: RunConfig, machine: Machine, workload_of: WorkloadOf, lora_rank: int | None
-) -> Layout:
+def plan_layout(config: RunConfig, machine: Machine, workload_of: WorkloadOf) -> Layout:
     """Plan a configuration.
 
     Args:
-        config: a configuration whose model fields are filled.
+        config: a configuration that ``validate`` accepts for so many ranks.
         machine: the GPUs.
         workload_of: what packs hold, which depends on their length.
-        lora_rank: of adapters in place of the language model's weights; None for none.
 
     Raises:
-        ValueError: a rule of training that does not hold.
+        ValueError: packs that cannot be.
     """
-    validate(config, machine.gpus)
-    learning, workload = trained(config, lora_rank), workload_of(config)
+    learning, workload, placed = trained(config), workload_of(config), config
+    if config.parallel.pipeline_balance == "auto":
+        placed, _ = balanced(config, workload.sizes)
     load = share_of_pack(config, workload.largest)
     stages = tuple(
-        rank_memory(config, machine.gpus, load, learning, stage)
+        rank_memory(placed, machine.gpus, load, learning, stage)
         for stage in range(config.parallel.pipeline_model_parallel_size)
     )
     sizes = _of_step(workload.sizes, config.global_batch_size(machine.gpus))
-    flops = step_flops(config, sizes, learning)
+    flops = step_flops(placed, sizes, learning)
     time = None
     if machine.kind is not None:
-        time = step_time(config, machine.gpus, flops, workload, learning, machine.kind)
+        time = step_time(placed, machine.gpus, flops, workload, machine.kind)
     return Layout(
         config=config,
         machine=machine,
-        learning=learning,
         stages=stages,
         flops=flops,
         time=time,

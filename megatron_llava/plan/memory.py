@@ -18,9 +18,8 @@ from dataclasses import dataclass, fields
 
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.training import part_of
 from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
-from megatron_llava.observe.parameters import Parameter, part_parameters
+from megatron_llava.observe.parameters import part_parameters
 from megatron_llava.observe.parts import Part, parts_of_rank
 from megatron_llava.plan.layer_memory import (
     FLOAT32,
@@ -29,9 +28,8 @@ from megatron_llava.plan.layer_memory import (
     norm,
     rows_of_norms,
 )
-from megatron_llava.plan.lora import adapter_parameters
 from megatron_llava.plan.pack_load import PackLoad
-from megatron_llava.plan.schedule import Kinds, peak, steps
+from megatron_llava.plan.schedule import ROUNDS, Kinds, peak, steps
 from megatron_llava.plan.trained import Trained
 from megatron_llava.plan.vision_memory import vision_memory
 
@@ -113,15 +111,13 @@ def _states(
     weights = gradients = optimizer = 0
     for part in parts:
         everything = part_parameters(config, layers=part.layers, first=part.first, last=part.last)
-        learn = [parameter for parameter in everything if _learns(parameter, learning)]
+        learn = [parameter for parameter in everything if learning.learns(parameter.name)]
         numel = sum(parameter.numel for parameter in learn)
         frozen = sum(parameter.numel for parameter in everything) - numel
-        numel += part.layers * adapter_parameters(config, learning.lora_rank)
         if parallel.use_distributed_optimizer:
             alone = {p for p in learn if is_vocabulary(p) and _tied_apart(config)}
             bucket = bucket_size(config, part, data_ranks)
             padded = padded_numel(learn, alone, bucket, sharing)
-            padded += part.layers * adapter_parameters(config, learning.lora_rank)
             weights += (frozen + padded) * item
             gradients += padded * gradient
             optimizer += -(-padded // sharing) * moments
@@ -130,14 +126,6 @@ def _states(
             gradients += numel * gradient
             optimizer += numel * moments
     return weights, gradients, optimizer
-
-
-def _learns(parameter: Parameter, learning: Trained) -> bool:
-    return {
-        "mm_vision_tower": learning.tower,
-        "mm_mlp_adapter": learning.projector,
-        "mm_language_model": learning.language,
-    }[part_of(parameter.name)]
 
 
 def _tied_apart(config: RunConfig) -> bool:
@@ -154,14 +142,12 @@ def _activations(
     learning: Trained,
 ) -> tuple[int, int, int]:
     """(decoder, vision, logits) when the rank keeps the most."""
-    if not learning.decoder_keeps_activations:
-        return 0, 0, 0
     kept = [_part(config, part, load, learning) for part in parts]
     moments = [
         _moments(config, part, load, learning, held) for part, held in zip(parts, kept, strict=True)
     ]
     stages = config.parallel.pipeline_model_parallel_size
-    order = steps(stages, pipeline_rank, len(parts), microbatches)
+    order = steps(stages, pipeline_rank, len(parts), min(microbatches, ROUNDS * stages))
     decoder, vision, logits = peak(order, kept, moments)
     return decoder, vision, logits
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 Kinds = tuple[int, ...]
 """Bytes, one number for each kind of activation."""
 
+ROUNDS = 4
+"""Times as many microbatches as there are stages show all that more of them would."""
+
 
 def steps(stages: int, stage: int, chunks: int, microbatches: int) -> Iterator[tuple[str, int]]:
     """What a rank runs in one optimizer step, in order: ("forward" or "backward", its part).

@@ -8,12 +8,13 @@ from itertools import product
 from typing import Any
 
 from megatron_llava.config.run import RunConfig, all_fields
+from megatron_llava.config.validate import validate
 from megatron_llava.plan.layout import Layout, Machine, WorkloadOf, plan_layout
 
-_MOST_TENSOR_RANKS = 8
-"""Tensor parallelism stays within a machine."""
+_RANKS_OF_A_MACHINE = 8
+"""Tensor- and context-parallel ranks talk in every layer and stay within a machine."""
 
-_MOST_GROWTH = 64
+MOST_GROWTH = 16
 """Times as many GPUs as were asked for are tried."""
 
 _FULL = {
@@ -30,15 +31,15 @@ class Planner:
 
     config: RunConfig
     workload_of: WorkloadOf
-    lora_rank: int | None
 
     def plan(self, changes: dict[str, Any], machine: Machine) -> Layout | None:
         """The configuration with some changes; None where a rule of training forbids them."""
+        config = self.config.with_values(changes, "flag")
         try:
-            config = self.config.with_values(changes, "flag")
-            return plan_layout(config, machine, self.workload_of, self.lora_rank)
+            validate(config, machine.gpus)
         except ValueError:
             return None
+        return plan_layout(config, machine, self.workload_of)
 
 
 def search(planner: Planner, machine: Machine) -> list[Layout]:
@@ -64,14 +65,16 @@ def _order(layout: Layout) -> tuple[bool, float, int]:
 def _candidates(config: RunConfig, gpus: int) -> Iterator[dict[str, Any]]:
     sizes = [size for size in range(1, gpus + 1) if gpus % size == 0]
     for tensor, stages, context, recompute, vision in product(
-        [size for size in sizes if size <= _MOST_TENSOR_RANKS],
+        sizes,
         sizes,
         sizes,
         _RECOMPUTE,
         ("tensor", "data"),
     ):
         ranks = tensor * stages * context
-        if gpus % ranks or (vision == "data" and tensor == 1):
+        if gpus % ranks or tensor * context > _RANKS_OF_A_MACHINE:
+            continue
+        if vision == "data" and tensor == 1:
             continue
         shared = gpus // (tensor * stages) > 1
         changes = {
@@ -102,7 +105,7 @@ def nearest_change(planner: Planner, machine: Machine) -> Layout | None:
     if fitting:
         return min(fitting, key=lambda layout: layout.cost)
     more = machine
-    while more.gpus <= _MOST_GROWTH * machine.gpus:
+    while more.gpus <= MOST_GROWTH * machine.gpus:
         best = next(iter(search(planner, more)), None)
         if best is not None and best.fits:
             return best

@@ -17,7 +17,6 @@ from megatron_llava.observe.traffic_kinds import DATA
 from megatron_llava.plan.flops import StepFlops
 from megatron_llava.plan.gpus import LINK_UTILISATION, UTILISATION, Gpu
 from megatron_llava.plan.pack_load import share_of_pack
-from megatron_llava.plan.trained import Trained
 from megatron_llava.plan.workload import Workload
 
 
@@ -41,7 +40,6 @@ def step_time(
     world_size: int,
     flops: StepFlops,
     workload: Workload,
-    learning: Trained,
     gpu: Gpu,
 ) -> StepTime:
     """Of a step with those FLOPs on so many GPUs of a kind."""
@@ -51,23 +49,23 @@ def step_time(
     ranks = world_size // stages
     compute = flops.slowest_stage / (ranks * gpu.flops * UTILISATION)
     bubble = compute * (stages - 1) / (microbatches * (config.virtual_stages or 1))
-    sent = _bytes_sent(config, world_size, workload, microbatches, learning)
+    sent = _bytes_sent(config, world_size, workload, microbatches)
     return StepTime(
         compute=compute, bubble=bubble, communication=sent / (gpu.link * LINK_UTILISATION)
     )
 
 
-def _bytes_sent(
-    config: RunConfig, world_size: int, workload: Workload, microbatches: int, learning: Trained
-) -> int:
+def _bytes_sent(config: RunConfig, world_size: int, workload: Workload, microbatches: int) -> int:
     """What the first stage's ranks wait for."""
     parallel = config.parallel
     if parallel.context_parallel_size > 1 and parallel.context_exchange == "p2p":
         # Keys and values travel while attention runs.
         config = config.with_values({"cp_comm_type": "a2a"}, "default")
-    if learning.lora_rank is not None:
+    if config.lora.adapts:
+        # What they send is as narrow as their rank.
         parts = [p for p in config.training.mm_tunable_parts if p != "mm_language_model"]
-        config = config.with_values({"mm_tunable_parts": tuple(parts)}, "default")
+        without = {"lora_rank": 0, "mm_tunable_parts": tuple(parts)}
+        config = config.with_values(without, "default")
     load = share_of_pack(config, workload.largest)
     tile = 3 * (config.vision.vision_image_size or 0) ** 2
     sizes = MicrobatchSizes(

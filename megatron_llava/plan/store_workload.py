@@ -33,5 +33,6 @@ def workload_of_store(config: RunConfig, path: str) -> Workload:
         largest=largest,
         sizes=pack_sizes(store, settings, schedule),
         samples_per_pack=samples,
+        samples=len(store) - schedule.num_dropped,
         said=f"{len(packs)} packs of {path}, of {samples:.1f} samples on average",
     )

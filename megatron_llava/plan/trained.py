@@ -1,37 +1,36 @@
-"""Which parts of a model learn in a run: whole, through adapters, or not at all."""
+"""Which parts of a model learn in a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.training import part_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What learns. With ``lora_rank`` the language model is frozen and has adapters that learn."""
+    """What learns. With adapters the language model's own weights do not."""
 
     tower: bool
     projector: bool
     language: bool
-    lora_rank: int | None = None
+    adapters: bool
 
-    @property
-    def before_decoder(self) -> bool:
-        """Whether a gradient must reach the input of the decoder."""
-        return self.tower or self.projector or self.language
-
-    @property
-    def decoder_keeps_activations(self) -> bool:
-        return self.before_decoder or self.lora_rank is not None
+    def learns(self, name: str) -> bool:
+        """Whether a parameter of LlavaModel does. The learned rows of images do with adapters."""
+        if part_of(name) != "mm_language_model":
+            return self.tower if part_of(name) == "mm_vision_tower" else self.projector
+        of_language = name.startswith("language_model.")
+        return self.language or (self.adapters and (".lora." in name or not of_language))
 
 
-def trained(config: RunConfig, lora_rank: int | None = None) -> Trained:
-    """What ``--mm-tunable-parts`` says; adapters take the place of the language model's weights."""
-    parts = config.training.mm_tunable_parts
+def trained(config: RunConfig) -> Trained:
+    """What ``--mm-tunable-parts`` and ``--lora-rank`` say."""
+    parts, adapts = config.training.mm_tunable_parts, config.lora.adapts
     return Trained(
         tower="mm_vision_tower" in parts,
         projector="mm_mlp_adapter" in parts,
-        language="mm_language_model" in parts and lora_rank is None,
-        lora_rank=lora_rank,
+        language="mm_language_model" in parts and not adapts,
+        adapters=adapts,
     )

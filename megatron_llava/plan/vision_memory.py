@@ -40,9 +40,7 @@ def vision_memory(config: RunConfig, load: PackLoad, learning: Trained) -> Visio
     kept, recomputed = _tower(config, load, item) if learning.tower else (0, 0)
     if learning.tower or learning.projector:
         kept += _projector(config, load, learning.projector, item)
-    if learning.before_decoder:
-        kept += _packing(config, load)
-    return VisionMemory(kept=kept, recomputed=recomputed)
+    return VisionMemory(kept=kept + _packing(config, load), recomputed=recomputed)
 
 
 def _tower(config: RunConfig, load: PackLoad, item: int) -> tuple[int, int]:

@@ -11,6 +11,9 @@ from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.vision.settings import image_settings
 from megatron_llava.vision.token_layout import number_of_tokens, number_of_views
 
+TEXT_TOKENS = 256
+"""Of a sample of which nothing else is said: a few turns."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -24,6 +27,9 @@ class Workload:
 
     samples_per_pack: float
 
+    samples: int | None = None
+    """Of the store, None without one."""
+
     said: str
     """Where it is from, in words."""
 
@@ -34,12 +40,13 @@ class SampleSizes:
 
     Attributes:
         image_size: (width, height) of its image in pixels, None for text only.
-        tokens: positions of the decoder, those of the image included.
+        tokens: positions of the decoder, those of the image included; None for TEXT_TOKENS more
+            than those.
         loss_tokens: of them with a loss; None for all text.
     """
 
     image_size: tuple[int, int] | None
-    tokens: int
+    tokens: int | None
     loss_tokens: int | None
 
 
@@ -55,18 +62,19 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
         settings = image_settings(config)
         visual = number_of_tokens(sample.image_size, settings)
         views = number_of_views(sample.image_size, settings)
-    if sample.tokens <= visual:
+    tokens = visual + TEXT_TOKENS if sample.tokens is None else sample.tokens
+    if tokens <= visual:
         raise ValueError(
-            f"--tokens-per-sample {sample.tokens} leaves no text beside the {visual} tokens of an "
+            f"--tokens-per-sample {tokens} leaves no text beside the {visual} tokens of an "
             f"image: give more, or another --image-size"
         )
-    if sample.tokens > length:
+    if tokens > length:
         raise ValueError(
-            f"--tokens-per-sample {sample.tokens} is more than --seq-length {length}: a pack has "
-            "to hold a sample; give a longer one"
+            f"--seq-length {length} is less than the {tokens} tokens of a sample: give a longer "
+            "pack, or another --image-size or --tokens-per-sample"
         )
-    count = length // sample.tokens
-    text = sample.tokens - visual
+    count = length // tokens
+    text = tokens - visual
     loss = text if sample.loss_tokens is None else sample.loss_tokens
     largest = PackLoad(
         rows=length,
@@ -78,11 +86,9 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
     sizes = PackSizes(
         packs=1,
         views=largest.views,
-        rows=count * sample.tokens,
-        attended=count * sample.tokens**2,
+        rows=count * tokens,
+        attended=count * tokens**2,
         loss_rows=largest.loss_rows,
     )
-    said = (
-        f"packs of {count} samples of {sample.tokens} tokens, {visual} of them from {views} views"
-    )
+    said = f"packs of {count} samples of {tokens} tokens, {visual} of them from {views} views"
     return Workload(largest=largest, sizes=sizes, samples_per_pack=count, said=said)

@@ -33,6 +33,8 @@ LAYOUTS = {
         f"--mm-tunable-parts=mm_language_model {BF16}",
         f"--num-query-groups=8 {TIED}",
         f"{SIGLIP} --mm-projector-type=mlp3x_relu",
+        f"--lora-rank=4 --lora-dropout=0.1 {BF16}",
+        "--lora-rank=4 --lora-dropout=0 --recompute-activations",
     ],
     2: [
         f"{TP2} {SP} {BF16}",
@@ -44,12 +46,15 @@ LAYOUTS = {
         f"{PP2} {UNIFORM}=1",
         f"{BF16} {DISTRIBUTED} {BUCKETS}",
         DISTRIBUTED,
+        f"{TP2} {SP} {BF16} --lora-rank=4 --lora-dropout=0",
+        f"{TP2} --lora-rank=4 --lora-target-modules=q_proj,v_proj,down_proj",
     ],
     4: [
         f"{TP2} {SP} {PP2}",
         f"{TP2} {CP2} {SP}",
         "--pipeline-model-parallel-size=4 --recompute-activations",
         f"{PP2} {DISTRIBUTED} {BF16} {TIED}",
+        f"{CP2} {DISTRIBUTED} {UNIFORM}=1 --lora-rank=8",
     ],
 }
 PACK_OF_ONE_SAMPLE = 240

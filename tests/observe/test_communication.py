@@ -19,6 +19,8 @@ pytestmark = pytest.mark.usefixtures("single_rank")
         {"vision_model_type": "siglip"},
         {"add_qkv_bias": False, "untie_embeddings_and_output_weights": False},
         {"num_query_groups": None, "kv_channels": 12, "vocab_size": 300},
+        {"lora_rank": 3},
+        {"lora_rank": 2, "lora_target_modules": ("q_proj", "v_proj", "down_proj")},
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_llava.plan.schedule import peak, steps
+from megatron_llava.plan.schedule import ROUNDS, peak, steps
 
 
 @given(
@@ -36,6 +36,22 @@ def test_one_forward_one_backward_holds_as_many_as_there_are_stages_left(
     assert peak(order, [(10, 1)], [[(0, 0)]]) == tuple(
         min(stages - stage, microbatches) * size for size in (10, 1)
     )
+
+
+@given(
+    stages=st.integers(1, 6),
+    chunks=st.integers(1, 3),
+    kept=st.lists(st.tuples(st.integers(0, 99)), min_size=3, max_size=3),
+    data=st.data(),
+)
+def test_more_rounds_than_some_keep_no_more(stages, chunks, kept, data):
+    stage = data.draw(st.integers(0, stages - 1))
+    chunks = chunks if stages > 1 else 1
+    few, many = (
+        peak(steps(stages, stage, chunks, stages * rounds), kept[:chunks], [[(3,)]] * chunks)
+        for rounds in (ROUNDS, 3 * ROUNDS)
+    )
+    assert few == many
 
 
 def test_two_virtual_stages_on_two_ranks():

@@ -1,0 +1,174 @@
+"""Whole plans: the run that a seed describes, searches, and what to change."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from tiny_model import tiny_config
+
+from megatron_llava.config.model_yaml import fill_named_model
+from megatron_llava.config.run import RunConfig
+from megatron_llava.plan.gpus import GIB, GPUS, RESERVE
+from megatron_llava.plan.layout import Machine, plan_layout
+from megatron_llava.plan.recipe import recipe
+from megatron_llava.plan.report import change_needed, listing, report
+from megatron_llava.plan.search import Planner, flags_of, nearest_change, search
+from megatron_llava.plan.workload import SampleSizes, workload_of_samples
+
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+SAMPLE = SampleSizes(image_size=(640, 480), tokens=2048, loss_tokens=None)
+
+
+def workload(config):
+    """The seed's samples where images have no base view, else some more tokens."""
+    nobase = config.image.image_aspect_ratio == "nobase"
+    return workload_of_samples(config, SAMPLE if nobase else replace(SAMPLE, tokens=None))
+
+
+def planned(name: str, **changes) -> RunConfig:
+    """What tools/plan.py makes of flags: bfloat16 on GPUs."""
+    given = {"device": "cuda", "bf16": True, "data_path": "-", "lr": 1e-5, "train_iters": 100}
+    config = RunConfig().with_values(given, "default").with_values(changes, "flag")
+    return fill_named_model(config, name).with_adapter_defaults()
+
+
+def two(memory: int) -> Machine:
+    return Machine(gpus=2, memory=memory * GIB, kind=GPUS["rtx-4090"])
+
+
+# Two RTX 4090; adapters of rank 32; 4 samples a pack, 4 packs a step on each; nobase, 6x6.
+SEED = {
+    "seq_length": 8192,
+    "global_batch_size": 8,
+    "image_aspect_ratio": "nobase",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+    "lora_rank": 32,
+    "lr_warmup_fraction": 0.03,
+}
+
+
+def test_the_adapters_of_a_7b_fit_two_gpus_of_48_gib_with_recomputation():
+    config = planned("llava-next-vicuna-7b", **SEED, **FULL)
+    layout = plan_layout(config, two(48), workload)
+    assert layout.fits
+    stage = layout.stages[0]
+    # 6.74e9 and 0.32e9 parameters in bfloat16, and 80e6 and 21e6 that learn.
+    assert stage.weights / 1e9 == pytest.approx(2 * (7.063 - 0.013 + 0.080), rel=0.005)
+    assert stage.gradients / 1e6 == pytest.approx(4 * 100.9, rel=0.01)
+    assert stage.optimizer == 3 * stage.gradients
+    steps = recipe(config, 2, workload(config), 474_080)
+    assert (steps.samples_per_step, steps.steps, steps.warmup) == (32, 14_815, 445)
+    text = report(layout, workload(config).said, steps)
+    assert "14,815 steps of 474,080 samples at 32 a step, 445 of them warm-up" in text
+    assert "not measured" in text and "fits: " in text
+
+
+def test_what_to_change_for_two_gpus_of_24_gib():
+    config = planned("llava-next-vicuna-7b", **SEED)
+    planner = Planner(config, workload)
+    assert not plan_layout(config, two(24), workload).fits
+    found = nearest_change(planner, two(24))
+    assert found.fits
+    words = change_needed(found, config, two(24))
+    assert words.startswith("does not fit; nearest change is --recompute-granularity full")
+
+
+def test_more_gpus_where_no_flag_helps():
+    config = planned("llava-next-qwen1.5-110b", seq_length=8192, global_batch_size=256)
+    machine = Machine(gpus=8, memory=80 * GIB, kind=None)
+    found = nearest_change(Planner(config, workload), machine)
+    assert found.machine.gpus > 8 and found.fits
+    assert f"nearest change is {found.machine.gpus} GPUs of 80 GiB and --" in change_needed(
+        found, config, machine
+    )
+
+
+def test_nothing_helps_where_one_layer_is_too_large():
+    config = planned("llava-next-vicuna-7b", seq_length=8192, global_batch_size=256)
+    machine = Machine(gpus=1, memory=RESERVE, kind=None)
+    assert nearest_change(Planner(config, workload), machine) is None
+    assert "no layout does" in change_needed(None, config, machine)
+
+
+def test_a_search_lists_what_fits_best_first_and_leaves_given_flags():
+    config = planned("llava-next-vicuna-7b", seq_length=8192, tensor_model_parallel_size=2)
+    machine = Machine(gpus=8, memory=80 * GIB, kind=GPUS["h100-sxm"])
+    found = search(Planner(config, workload), machine)
+    fitting = [layout for layout in found if layout.fits]
+    assert fitting and found[: len(fitting)] == fitting
+    times = [layout.time.total for layout in fitting]
+    assert times == sorted(times)
+    for layout in fitting:
+        assert layout.config.parallel.tensor_model_parallel_size == 2
+    lines = listing(found, config, 3).splitlines()
+    assert len(lines) == 3 and all("GiB" in line and " s  --" in line for line in lines)
+
+
+def test_the_flags_of_a_layout_make_it():
+    from megatron_llava.config.cli import parse_args
+
+    config = planned("llava-next-vicuna-7b", seq_length=8192)
+    machine = Machine(gpus=4, memory=80 * GIB, kind=GPUS["h100-sxm"])
+    for layout in search(Planner(config, workload), machine)[:10]:
+        read = parse_args(flags_of(layout, config))
+        for name in read.explicit:
+            assert read.get(name) == layout.config.get(name)
+
+
+def test_every_kind_of_memory_shrinks_with_what_shrinks_it():
+    def stage(**changes):
+        config = planned("llava-next-vicuna-7b", seq_length=8192, **changes)
+        machine = Machine(gpus=8, memory=80 * GIB, kind=None)
+        return plan_layout(config, machine, workload).stages[0]
+
+    plain = stage()
+    assert stage(use_distributed_optimizer=True).optimizer < plain.optimizer / 7
+    assert stage(tensor_model_parallel_size=2).weights < plain.weights * 0.51
+    assert stage(recompute_activations=True).activations < plain.activations
+    assert stage(**FULL).activations < plain.activations / 8
+    assert stage(context_parallel_size=2).activations < plain.activations * 0.6
+    assert stage(mm_tunable_parts=("mm_mlp_adapter",)).optimizer < plain.optimizer / 300
+    assert stage(mm_tunable_parts=("mm_mlp_adapter", "mm_language_model")).vision < plain.vision / 5
+
+
+def test_balanced_stages_are_planned_as_the_run_places_them():
+    changes = {"seq_length": 8192, "pipeline_model_parallel_size": 4}
+    machine = Machine(gpus=4, memory=80 * GIB, kind=None)
+    even = plan_layout(planned("llava-next-vicuna-7b", **changes), machine, workload)
+    config = planned("llava-next-vicuna-7b", **changes, pipeline_balance="auto")
+    auto = plan_layout(config, machine, workload)
+    assert auto.flops.useful == even.flops.useful
+    assert auto.flops.slowest_stage < even.flops.slowest_stage
+    assert auto.stages[0].weights < even.stages[0].weights
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (SampleSizes(image_size=(640, 480), tokens=100, loss_tokens=None), "leaves no text"),
+        (SampleSizes(image_size=None, tokens=9000, loss_tokens=None), "--seq-length 8192 is less"),
+    ],
+)
+def test_samples_that_cannot_be(sample, message):
+    config = planned("llava-next-vicuna-7b", seq_length=8192)
+    with pytest.raises(ValueError, match=message):
+        workload_of_samples(config, sample)
+
+
+def test_tokens_and_views_are_those_of_the_image():
+    config = planned("llava-next-vicuna-7b", seq_length=8192)
+    found = workload_of_samples(
+        config, SampleSizes(image_size=(672, 672), tokens=None, loss_tokens=10)
+    )
+    # A base view and 2x2 tiles of 576, a newline behind each of 48 rows, 256 of text: 3,184.
+    assert "packs of 2 samples of 3184 tokens, 2928 of them from 5 views" in found.said
+    assert (found.largest.views, found.largest.loss_rows) == (10, 20)
+    assert found.sizes.attended == 2 * 3184**2
+
+
+def test_a_tiny_model_needs_little_beside_the_reserve():
+    config = tiny_config(device="cuda", seq_length=512, data_path="-", lr=1.0, train_iters=1)
+    sample = SampleSizes(image_size=None, tokens=32, loss_tokens=None)
+    machine = Machine(gpus=1, memory=24 * GIB, kind=None)
+    layout = plan_layout(config, machine, partial(workload_of_samples, sample=sample))
+    assert RESERVE < layout.most < RESERVE + 2**26 and layout.time is None
