@@ -61,8 +61,9 @@ def _memory(layout: Layout) -> Iterator[str]:
         yield _row(field.name, [getattr(stage, field.name) for stage in stages])
     yield _row("reserve (assumed)", [RESERVE] * len(stages))
     yield _row("total", [stage.total + RESERVE for stage in stages])
-    if layout.config.parallel.transformer_impl != "local":
-        yield "  (activations are those of --transformer-impl local)"
+    config = layout.config
+    if config.parallel.transformer_impl != "local" or config.precision.fp8_format is not None:
+        yield "  (activations are those of --transformer-impl local without FP8)"
     verdict = "fits" if layout.fits else "does not fit"
     yield f"{verdict}: {layout.most / GIB:.1f} of {layout.machine.memory / GIB:.1f} GiB"
 

@@ -63,6 +63,20 @@ def test_the_adapters_of_a_7b_fit_two_gpus_of_48_gib_with_recomputation():
     assert "not measured" in text and "fits: " in text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"transformer_impl": "transformer_engine"}, {"fp8_format": "hybrid", "fp8_emulation": True}],
+    ids=str,
+)
+def test_what_was_not_counted_is_said(changes):
+    remark = "those of --transformer-impl local without FP8"
+    texts = []
+    for more in ({}, changes):
+        config = planned("llava-next-vicuna-7b", seq_length=8192, **more)
+        texts.append(report(plan_layout(config, two(48), workload), "", None))
+    assert [remark in text for text in texts] == [False, True]
+
+
 def test_what_to_change_for_two_gpus_of_24_gib():
     config = planned("llava-next-vicuna-7b", **SEED)
     planner = Planner(config, workload)
