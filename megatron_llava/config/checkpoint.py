@@ -26,6 +26,13 @@ class CheckpointConfig:
         "llava-next-vicuna-7b; a checkpoint has to be of that model",
     )
     save_interval: int | None = flag(None, "Steps between checkpoints", minimum=1)
+    save_total_limit: int | None = flag(
+        None,
+        "Checkpoints to keep in --save: the oldest are removed when a new one is complete, but "
+        "never the one that the run started from",
+        minimum=1,
+        default_text="all",
+    )
     no_save_optim: bool = flag(False, "Write no optimizer state")
     no_load_optim: bool = flag(False, "Read no optimizer state from --load")
     no_load_rng: bool = flag(False, "Read no random states from --load")

@@ -150,6 +150,7 @@ def check_saving(config: RunConfig) -> None:
         if checkpoint.save_interval is not None:
             raise ValueError(f"--save-interval {checkpoint.save_interval} needs --save: add it")
         how = {
+            "--save-total-limit": checkpoint.save_total_limit is not None,
             "--no-save-optim": checkpoint.no_save_optim,
             "--async-save": checkpoint.async_save,
             "--no-ckpt-fully-parallel-save": checkpoint.no_ckpt_fully_parallel_save,

@@ -64,6 +64,41 @@ def publish(root: str | Path, iteration: Iteration, partial: Path) -> None:
     os.replace(written, tracker)
 
 
+def remove_oldest(
+    root: str | Path, newest: int, keep: int, spared: Iteration | None = None
+) -> list[str]:
+    """Remove checkpoints of a run but the newest, once the newest is complete and published.
+
+    What is counted are the folders of iterations up to ``newest``: later ones, which a run leaves
+    behind that went back with ``--ckpt-step``, and ``release`` are left alone. A folder gets the
+    name of an incomplete checkpoint before its files go, so that none is found half removed. One
+    that cannot be renamed stays, to be tried again after the next save.
+
+    Args:
+        root: what --save names.
+        newest: the iteration that was just published; never removed.
+        keep: how many stay, ``newest`` included; at least 1.
+        spared: never removed, and stays in addition; None where there is none.
+
+    Returns:
+        Names of the removed folders, oldest first.
+    """
+    assert keep >= 1, keep
+    numbers = [re.fullmatch(r"iter_(\d+)", folder.name) for folder in Path(root).glob("iter_*")]
+    held = sorted(int(match[1]) for match in numbers if match and int(match[1]) <= newest)
+    removed = []
+    for iteration in held[:-keep]:
+        folder = iteration_directory(root, iteration)
+        if iteration == spared:
+            continue
+        going = partial_directory(root, iteration, "removed")
+        with contextlib.suppress(OSError):
+            folder.rename(going)
+            removed.append(folder.name)
+            shutil.rmtree(going, ignore_errors=True)
+    return removed
+
+
 def remove_leftovers(root: str | Path) -> None:
     """Remove what saves left behind that did not end; none may be under way."""
     for folder in Path(root).glob("*"):

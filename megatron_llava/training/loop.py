@@ -20,11 +20,14 @@ from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.adapter_record import AdapterRecord
+from megatron_llava.parallel.agreement import is_first_rank
 from megatron_llava.parallel.checkpoint_directory import (
     ADAPTER_JSON,
     MODEL_YAML,
     RUN_YAML,
     CheckpointError,
+    Iteration,
+    remove_oldest,
 )
 from megatron_llava.parallel.checkpoint_io import PendingSave
 from megatron_llava.platform.stop_signal import StopSignal
@@ -66,6 +69,8 @@ class Trainer:
         side_files: the root whose architecture and Hugging Face files go along with a save.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
+        started_from: the checkpoint in --save that the run started from, which --save-total-limit
+            spares; None where it started elsewhere.
         stopped: some rank received SIGTERM before the last step.
     """
 
@@ -84,6 +89,7 @@ class Trainer:
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
+    started_from: Iteration | None = None
     _pending: PendingSave | None = field(init=False, default=None)
     _save_started: float = field(init=False, default=0.0)
     stopped: bool = False
@@ -236,6 +242,13 @@ class Trainer:
         seconds = time.perf_counter() - self._save_started
         root = self.config.checkpoint.save
         self.reporter.message(f"step {pending.iteration}: saved to {root} in {seconds:.1f} s")
+        keep = self.config.checkpoint.save_total_limit
+        if keep is not None and is_first_rank():
+            removed = remove_oldest(root, int(pending.iteration), keep, self.started_from)
+            if removed:
+                self.reporter.message(
+                    f"removed {', '.join(removed)}, as --save-total-limit {keep} says"
+                )
 
     @contextmanager
     def parameters_in_place(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -147,7 +148,16 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         ),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
+        started_from=_started_from(config, start),
     )
+
+
+def _started_from(config: RunConfig, start: tuple[str, Iteration] | None) -> Iteration | None:
+    """The iteration in --save that the run started from, None where it started elsewhere."""
+    save = config.checkpoint.save
+    if start is None or save is None or Path(start[0]).resolve() != Path(save).resolve():
+        return None
+    return start[1]
 
 
 def _load_weights(

@@ -232,6 +232,7 @@ REFUSED = [
     ({"save": "out"}, 1, "--save out needs --save-interval"),
     ({"save_interval": 5}, 1, "--save-interval 5 needs --save"),
     ({"no_save_optim": True}, 1, "--no-save-optim|--save,"),
+    ({"save_total_limit": 20}, 1, "--save-total-limit|--save,"),
     ({"async_save": True}, 1, "--async-save|--save,"),
     ({"no_ckpt_fully_parallel_save": True}, 1, "--no-ckpt-fully-parallel-save|--save,"),
     ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),

@@ -228,3 +228,19 @@ def test_a_run_from_random_weights_resumes_from_its_own_folder(pool, setup, tmp_
     start(pool, [*without, f"--config={config}"], tmp_path / "run")
     resumed = pool.run(train, [*without, *saving(tmp_path / "run")])[0]["steps"]
     assert resumed[0]["iteration"] == 4
+
+
+@pytest.mark.parametrize("world_size, more", [(1, ["--async-save"]), (2, DISTRIBUTED)])
+def test_the_newest_checkpoints_are_kept(pool, setup, tmp_path, world_size, more):
+    """Seed 002 keeps one: the run's own last, and after a resumption the one that it came from."""
+    root = tmp_path / "run"
+    flags = [f"--save={root}", f"--load={root}", "--save-interval=1", "--save-total-limit=1", *more]
+
+    def kept(*flags):
+        said = pool.run(train, setup.arguments(*flags, steps=5), world_size=world_size)
+        assert latest_iteration(root) == int(max(root.glob("iter*")).name[5:])
+        removed = [message for message in said[0]["messages"] if message.startswith("removed")]
+        return sorted(int(path.name[5:]) for path in root.glob("iter*")), len(removed)
+
+    assert kept(*flags, "--exit-interval=3") == ([3], 2)
+    assert kept(*flags) == ([3, 5], 1)

@@ -9,6 +9,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     partial_directory,
     publish,
     remove_leftovers,
+    remove_oldest,
 )
 
 
@@ -81,3 +82,42 @@ def test_only_what_saves_leave_behind_is_removed(tmp_path):
         (tmp_path / name).mkdir()
     remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted([*kept, "latest_checkpointed_iteration.txt"])
+
+
+@pytest.mark.parametrize(
+    "newest, keep, spared, left",
+    [
+        (50, 2, None, [40, 50, 60]),
+        (50, 1, 20, [20, 50, 60]),
+        (50, 2, 40, [40, 50, 60]),
+        (50, 2, "release", [40, 50, 60]),
+        (50, 9, None, [10, 20, 30, 40, 50, 60]),
+        (60, 1, None, [60]),
+        (20, 1, 60, [20, 30, 40, 50, 60]),
+    ],
+)
+def test_the_newest_checkpoints_stay(tmp_path, newest, keep, spared, left):
+    for iteration in (10, 20, 30, 40, 50, 60, "release"):
+        (iteration_directory(tmp_path, iteration) / "part").mkdir(parents=True)
+    others = ["hf", "iter_0000010.mine", "iter_0000010.partial-1f", "latest_checkpointed.txt"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    removed = remove_oldest(tmp_path, newest, keep, spared)
+    kept = [f"iter_{iteration:07d}" for iteration in left]
+    assert names(tmp_path) == sorted([*kept, *others, "release"])
+    assert removed == [f"iter_{i:07d}" for i in range(10, 70, 10) if i not in left]
+
+
+def test_a_removal_that_stops_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise Stopped
+
+    for iteration in (10, 20):
+        iteration_directory(tmp_path, iteration).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", stop)
+        with pytest.raises(Stopped):
+            remove_oldest(tmp_path, 20, 1)
+    assert find_checkpoint(tmp_path, 10) is None
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["iter_0000020"]
