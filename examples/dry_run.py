@@ -112,7 +112,7 @@ def estimate(config: RunConfig, ranks: int) -> list[str]:
     one_each = config.data.packing_window == 1
     sample = SampleSizes(image_size=TYPICAL_IMAGE, tokens=tokens, loss_tokens=LOSS_TOKENS)
     workload = workload_of_samples(packs if one_each else config, sample)
-    learning = trained(config, config.lora.lora_rank or None)
+    learning = trained(config)
     sizes = workload.sizes
     batch, steps = config.global_batch_size(ranks), known(config.training.train_iters)
     flops = batch * step_flops(config, sizes, learning).useful
