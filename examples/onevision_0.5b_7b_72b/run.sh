@@ -49,3 +49,6 @@ torchrun --nnodes "$nodes" --nproc-per-node 8 --rdzv-backend c10d --rdzv-id "$ST
     --bf16 --use-distributed-optimizer "${layout[@]}" \
     --recompute-granularity full --recompute-method uniform --recompute-num-layers 1 \
     --log-interval 10 --log-file "$OUTPUT/$STAGE.jsonl"
+
+[ "$STAGE" != onevision ] || [ -e "$OUTPUT/hf" ] || python tools/convert_checkpoint.py \
+    --from megatron --to hf --load "$OUTPUT/onevision" --save "$OUTPUT/hf"
