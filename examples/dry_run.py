@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from megatron_llava.config.cli import config_to_yaml, exit_with_error, parse_args
 from megatron_llava.config.model_yaml import fill_named_model
@@ -20,10 +21,8 @@ from megatron_llava.config.training import part_of
 from megatron_llava.config.validate import validate
 from megatron_llava.config.video import video_settings
 from megatron_llava.observe.parameters import part_parameters
-from megatron_llava.plan.flops import step_flops
-from megatron_llava.plan.memory import rank_memory
-from megatron_llava.plan.pack_load import PackLoad, share_of_pack
-from megatron_llava.plan.trained import trained
+from megatron_llava.plan.layout import Machine, plan_layout
+from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.plan.workload import SampleSizes, workload_of_samples
 from megatron_llava.vision.settings import image_settings
 from megatron_llava.vision.token_layout import (
@@ -112,10 +111,6 @@ def estimate(config: RunConfig, ranks: int) -> list[str]:
     one_each = config.data.packing_window == 1
     sample = SampleSizes(image_size=TYPICAL_IMAGE, tokens=tokens, loss_tokens=LOSS_TOKENS)
     workload = workload_of_samples(packs if one_each else config, sample)
-    learning = trained(config)
-    sizes = workload.sizes
-    batch, steps = config.global_batch_size(ranks), known(config.training.train_iters)
-    flops = batch * step_flops(config, sizes, learning).useful
     views = max(number_of_views(largest, image), workload.largest.views)
     load = PackLoad(
         rows=length,
@@ -124,9 +119,10 @@ def estimate(config: RunConfig, ranks: int) -> list[str]:
         views=views,
         features=0,
     )
-    stages = range(config.parallel.pipeline_model_parallel_size)
-    share = share_of_pack(config, load)
-    memory = max(rank_memory(config, ranks, share, learning, stage).total for stage in stages)
+    full = replace(workload, largest=load)
+    layout = plan_layout(config, Machine(gpus=ranks, memory=0, kind=None), lambda _: full)
+    memory = max(stage.total for stage in layout.stages)
+    flops, steps = layout.flops.useful, known(config.training.train_iters)
     return [
         f"an image of {largest[0]}x{largest[1]} is {number_of_views(largest, image)} views and "
         f"{number_of_tokens(largest, image)} tokens, one of {TYPICAL_IMAGE[0]}x{TYPICAL_IMAGE[1]} "
@@ -143,7 +139,9 @@ def main(arguments: Sequence[str]) -> None:
     at = list(arguments).index("megatron_llava.train")
     ranks, config = ranks_of(arguments[:at]), parse_args(arguments[at + 1 :])
     try:
-        config = fill_named_model(config, known(config.checkpoint.model))
+        if config.checkpoint.model is None:
+            raise ValueError("--model is not given, and no checkpoint is read here: add it")
+        config = fill_named_model(config, config.checkpoint.model)
         config = config.with_values({"device": "cuda"}, "default")
         validate(config, ranks)
         lines = [*layout(config, ranks), *schedule(config, ranks), *estimate(config, ranks)]
