@@ -105,22 +105,23 @@ class ChunkEncoder:
             read = read_visuals(record, self._visuals)
             if flag := self._quality.reason_against(record, read):
                 return LeftOut(flag)
-            if not self._split_turns:
-                return [self._cut(read, source, with_videos=bool(record.videos))]
-            parts = split_turns(read.turns, self._split_turns)
-            # Placeholders that are not as many as the images are refused, of the whole record.
-            if len(parts) == 1 or len(read.items) != _placeholders(read):
-                return [self._cut(read, source, with_videos=bool(record.videos))]
+            with_videos = bool(record.videos)
             return [
-                self._cut(
-                    _part_of(read, part),
-                    f"{source}, turns {part.first} to {part.last}",
-                    with_videos=bool(record.videos),
-                )
-                for part in parts
+                self._cut(part, name, with_videos=with_videos)
+                for name, part in self._parts(read, source)
             ]
         except ValueError as error:
             return str(error)
+
+    def _parts(self, read: ReadRecord, source: str) -> list[tuple[str, ReadRecord]]:
+        """What becomes a sample each, with its name: the whole, or parts by --split-turns."""
+        # Placeholders that are not as many as the images are refused, of the whole record.
+        if not self._split_turns or len(read.items) != _placeholders(read):
+            return [(source, read)]
+        parts = split_turns(read.turns, self._split_turns)
+        if len(parts) == 1:
+            return [(source, read)]
+        return [(f"{source}, turns {p.first} to {p.last}", _part_of(read, p)) for p in parts]
 
     def _cut(self, read: ReadRecord, source: str, *, with_videos: bool) -> _Checked:
         turns = read.turns

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -19,6 +20,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What torch says of a worker that is gone, by its watch over the pipe and by its signal handler.
 _LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) ([^.]*)")
 _LATE = "DataLoader timed out"
+_SECONDS_TO_END = 5
 
 
 def begin_worker(worker: int) -> None:
@@ -32,21 +34,12 @@ def begin_worker(worker: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches. Workers that are left when the program ends are killed.
+def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterator[Any]:
+    """The loader's batches, however long one takes. Workers that are left when the program ends are
+    killed.
 
     An error that ends the program leaves them running until then; python would ask them to end
-    with SIGTERM, which they ignore, and wait for that for ever. Keep no name for the iterator: an
-    error's traceback would keep it, and the workers with it.
-    """
-    others = set(active_children())
-    batches = iter(loader)
-    atexit.register(_kill, set(active_children()) - others, os.getpid())
-    return batches
-
-
-def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterator[Any]:
-    """The loader's batches, however long one takes.
+    with SIGTERM, which they ignore, and wait for that for ever.
 
     Args:
         loader: its timeout says how often to tell.
@@ -54,8 +47,9 @@ def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterat
             how many timeouts it has taken; an error of it ends the wait.
     """
     others = set(active_children())
-    batches = started(loader)
+    batches = iter(loader)
     workers = set(active_children()) - others
+    atexit.register(_kill, workers, os.getpid())
     number, times = 0, 0
     try:
         while True:
@@ -70,7 +64,9 @@ def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterat
                 late(number, times)
                 continue
             except (EOFError, OSError) as error:
-                # A worker that is gone cannot hand over the memory of what it has sent.
+                # A worker that is gone cannot hand over the memory of what it has sent; its end of
+                # the pipe closes a moment before it counts as ended.
+                wait([child.sentinel for child in workers], _SECONDS_TO_END)
                 gone = [str(child.pid) for child in workers if not child.is_alive()]
                 if not gone:
                     raise
@@ -79,6 +75,7 @@ def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterat
             number, times = number + 1, 0
             yield batch
     finally:
+        # An error's traceback would keep the iterator, and the workers with it.
         del batches
 
 

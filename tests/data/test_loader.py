@@ -84,7 +84,7 @@ PROGRAM = """
     import os, sys, time
     sys.path.insert(0, {tests!r})
     from torch.utils.data import DataLoader
-    from megatron_llava.data.workers import begin_worker, started
+    from megatron_llava.data.workers import begin_worker, patient
 
     class Slow:
         def __len__(self):
@@ -97,7 +97,7 @@ PROGRAM = """
             Slow(), batch_size=None, num_workers=2, worker_init_fn=begin_worker,
             multiprocessing_context="fork",
         )
-        yield from started(loader)
+        yield from patient(loader, print)
 
     stream = batches()
     print(next(stream), next(stream), flush=True)
