@@ -10,6 +10,10 @@ namespace {
 
 // Lengths that are looked at, the longest first, before a pack whose views no sample fits is full.
 constexpr int kProbes = 64;
+// Samples that are tried as one of two that complete a pack.
+constexpr int kPairs = 16;
+// Parts of a pack, one of which may stay empty before two are tried.
+constexpr int64_t kParts = 4096;
 
 // splitmix64 (Steele, Lea, Flood 2014): the number at place i of the stream that `seed` begins.
 uint64_t hash(uint64_t seed, uint64_t i) {
@@ -121,47 +125,117 @@ class Window {
 
   // Fills one pack: its number for each sample that it takes, by place in the order.
   void fill(int64_t max_views, uint32_t pack, uint32_t* packs) {
-    int64_t room = capacity_, views_left = max_views;
+    Room left{capacity_, max_views};
+    int64_t drawn = -1;  // the last sample that came in order, if it is not the only one
     while (remaining_ > 0) {
       while (taken_[first_] != 0) ++first_;
-      const int64_t length = lengths_[first_];
+      const bool is_first = left.rows == capacity_;
       // The first one always fits.
-      if (room < capacity_ && (room - length < reserve_ || !fits(first_, views_left))) break;
-      take(first_, pack, packs, &room, &views_left);
+      if (!is_first && (left.rows - lengths_[first_] < reserve_ || !fits(first_, left))) break;
+      if (!is_first) drawn = first_;
+      take(first_, &left, pack, packs);
     }
-    while (room > 0) {
-      const int64_t place = longest(room, views_left);
+    const int64_t enough = capacity_ / kParts;
+    while (left.rows > 0) {
+      const int64_t place = longest(left);
+      const int64_t gap = place < 0 ? left.rows : left.rows - lengths_[place];
+      if (left.rows - longest_length(left.rows) > enough) {
+        if (take_two(enough + 1, &left, pack, packs)) {
+          drawn = -1;
+          continue;
+        }
+        if (drawn >= 0) {
+          put_back(drawn, &left);
+          const bool found = take_two(gap, &left, pack, packs);
+          if (!found) take(drawn, &left, pack, packs);
+          drawn = -1;
+          if (found) continue;
+        }
+      }
       if (place < 0) break;
-      take(place, pack, packs, &room, &views_left);
+      take(place, &left, pack, packs);
     }
   }
 
  private:
-  bool fits(int64_t place, int64_t views_left) const {
-    return views_ == nullptr || views_[order_[place]] <= views_left;
+  // What is left of a pack.
+  struct Room {
+    int64_t rows, views;
+  };
+
+  bool fits(int64_t place, const Room& left) const {
+    return views_ == nullptr || views_[order_[place]] <= left.views;
+  }
+
+  // The greatest length of up to so many rows that a sample left has, whatever its views; 0 for
+  // none.
+  int64_t longest_length(int64_t rows) const {
+    const int64_t mirrored = found_.at_least(capacity_ - rows);
+    return mirrored < 0 ? 0 : capacity_ - mirrored;
   }
 
   // The place of the first sample left of the greatest length that fits; -1 for none.
-  int64_t longest(int64_t room, int64_t views_left) {
-    int64_t mirrored = found_.at_least(capacity_ - room);
+  int64_t longest(const Room& left) {
+    int64_t mirrored = found_.at_least(capacity_ - left.rows);
     for (int probe = 0; mirrored >= 0 && probe < kProbes; ++probe) {
       const int64_t length = capacity_ - mirrored;
       while (taken_[by_length_[next_[length]]] != 0) ++next_[length];
       const int64_t place = by_length_[next_[length]];
-      if (fits(place, views_left)) return place;
+      if (fits(place, left)) return place;
       mirrored = found_.at_least(mirrored + 1);
     }
     return -1;
   }
 
-  void take(int64_t place, uint32_t pack, uint32_t* packs, int64_t* room, int64_t* views_left) {
+  // Of the next samples in the order, each with the longest one that then fits: takes the two
+  // that leave least, and less than `below` rows; false for none.
+  bool take_two(int64_t below, Room* left, uint32_t pack, uint32_t* packs) {
+    int64_t best = -1, place = first_;
+    const auto end = static_cast<int64_t>(lengths_.size());
+    for (int tried = 0; tried < kPairs && place < end; ++place) {
+      if (taken_[place] != 0) continue;
+      ++tried;
+      if (lengths_[place] > left->rows || !fits(place, *left)) continue;
+      Room rest = *left;
+      take(place, &rest, pack, packs);
+      const int64_t other = longest(rest);
+      const int64_t gap = other < 0 ? rest.rows : rest.rows - lengths_[other];
+      put_back(place, &rest);
+      if (gap < below) {
+        below = gap;
+        best = place;
+      }
+    }
+    if (best < 0) return false;
+    take(best, left, pack, packs);
+    const int64_t other = longest(*left);
+    if (other >= 0) take(other, left, pack, packs);
+    return true;
+  }
+
+  void take(int64_t place, Room* left, uint32_t pack, uint32_t* packs) {
     taken_[place] = 1;
     packs[place] = pack;
     --remaining_;
     const int64_t length = lengths_[place];
     if (--left_[length] == 0) found_.remove(capacity_ - length);
-    *room -= length;
-    if (views_ != nullptr) *views_left -= views_[order_[place]];
+    left->rows -= length;
+    if (views_ != nullptr) left->views -= views_[order_[place]];
+  }
+
+  void put_back(int64_t place, Room* left) {
+    taken_[place] = 0;
+    ++remaining_;
+    const int64_t length = lengths_[place];
+    if (left_[length]++ == 0) found_.add(capacity_ - length);
+    // Places of one length are in order: the next of them is this one or one before it.
+    int64_t& next = next_[length];
+    while (next > 0 && lengths_[by_length_[next - 1]] == length && by_length_[next - 1] >= place) {
+      --next;
+    }
+    first_ = std::min(first_, place);
+    left->rows += length;
+    if (views_ != nullptr) left->views += views_[order_[place]];
   }
 
   const uint32_t* order_;

@@ -10,7 +10,11 @@ extern "C" {
 //
 // Samples are shuffled by a hash of `seed` and their number. A pack takes them in that order while
 // what is left of it stays at least as long as a quarter of the window's samples are; then it is
-// completed by the longest sample that fits, again and again. Then the packs are shuffled.
+// completed by the longest sample that fits, again and again. Where even without regard to views
+// that leaves more than a 4096th of the pack, each of the next 16 samples is tried with the longest
+// one that then fits: the two that leave least are taken if they leave no more than that. If none
+// do, and the sample taken last in the order was not the pack's first, it is put back once, and two
+// that leave less than the longest sample did take its place. Then the packs are shuffled.
 //
 //   sample_ids [n]: pack k holds sample_ids[pack_offsets[k]] to sample_ids[pack_offsets[k + 1] - 1]
 //   pack_offsets [n + 1], of which the number of packs and one are written

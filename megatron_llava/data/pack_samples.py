@@ -2,9 +2,10 @@
 
 A pack takes samples in shuffled order, and is completed by the longest one that fits as soon as
 little room is left. With many samples of many lengths there nearly always is one of the very length
-that is missing, so packs are fuller than best fit by decreasing length makes them; and what a pack
-holds stays a random draw but for its last samples. Sorted by length, packs would hold samples of
-one length, and often of one kind: losses of neighbouring steps were seen to differ by a factor of
+that is missing, so packs are fuller than best fit by decreasing length makes them; where there is
+none, as with images of few sizes, two samples are tried. What a pack holds stays a random draw but
+for its last samples. Sorted by length, packs would hold samples of one length, and often of one
+kind: losses of neighbouring steps were seen to differ by a factor of
 fifty.
 
 Both packers make the same packs on every machine; what a seed means is part of the format.
@@ -13,7 +14,7 @@ Both packers make the same packs on every machine; what a seed means is part of 
 from __future__ import annotations
 
 import ctypes
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from functools import cache
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ import numpy as np
 from megatron_llava.platform.extension import library
 
 _PROBES = 64
+_PAIRS = 16
+_PARTS = 4096
 _MASK = (1 << 64) - 1
 _PACK_STREAM = _MASK - 1
 
@@ -47,7 +50,11 @@ def pack_samples(
 
     Samples are shuffled. A pack takes them in that order while what is left of it stays at least as
     long as a quarter of the window's samples are; then it is completed by the longest sample that
-    fits, the first of several, again and again. Then the packs are shuffled.
+    fits, the first of several, again and again. Where even without regard to views that leaves more
+    than a 4096th of the pack, each of the next 16 samples is tried with the longest one that then
+    fits: the two that leave least are taken if they leave no more than that. If none do, and the
+    sample taken last in the order was not the pack's first, it is put back once, and two that leave
+    less than the longest sample did take its place. Then the packs are shuffled.
 
     Args:
         lengths: int64 [n], rows of each sample, 1 to `capacity`.
@@ -165,23 +172,88 @@ def _fill(
     left = _Left(ids, lengths, views)
     packs = []
     while left.queue:
-        pack, room, views_left = [], capacity, max_views
+        pack = _Pack(left, capacity, max_views)
+        pack.draw()
+        pack.complete()
+        # The compiled packer lists the samples of a pack by their place in the order.
+        packs.append(sorted(pack.samples, key=left.place.__getitem__))
+    return packs
+
+
+class _Pack:
+    """A pack that is being filled."""
+
+    def __init__(self, left: _Left, capacity: int, max_views: int) -> None:
+        self._left, self._capacity = left, capacity
+        self.samples: list[int] = []
+        self._rows, self._views = capacity, max_views
+        self._drawn: int | None = None
+
+    def draw(self) -> None:
+        """Take samples in their order."""
+        left = self._left
         while left.queue:
-            sample = next(iter(left.queue))
-            short = room - left.length(sample) < left.reserve or left.views(sample) > views_left
-            if room < capacity and short:
+            sample = left.next_samples(1)[0]
+            short = self._rows - left.length(sample) < left.reserve
+            if self.samples and (short or left.views(sample) > self._views):
                 break
-            pack.append(left.take(sample))
-            room, views_left = room - left.length(sample), views_left - left.views(sample)
-        while room > 0:
-            found = left.longest(room, views_left)
+            self._drawn = sample if self.samples else None
+            self._take(sample)
+
+    def complete(self) -> None:
+        """Take what leaves least."""
+        left, enough = self._left, self._capacity // _PARTS
+        while self._rows > 0:
+            found = self._longest()
+            gap = self._rows - (0 if found is None else left.length(found))
+            if self._rows - left.longest_length(self._rows) > enough:
+                if self._take_two(enough + 1):
+                    self._drawn = None
+                    continue
+                drawn, self._drawn = self._drawn, None
+                if drawn is not None:
+                    self._put_back(drawn)
+                    if self._take_two(gap):
+                        continue
+                    self._take(drawn)
             if found is None:
                 break
-            pack.append(left.take(found))
-            room, views_left = room - left.length(found), views_left - left.views(found)
-        # The compiled packer lists the samples of a pack by their place in the order.
-        packs.append(sorted(pack, key=left.place.__getitem__))
-    return packs
+            self._take(found)
+
+    def _take_two(self, below: int) -> bool:
+        """Take the two that leave least, and less than ``below`` rows; False for none."""
+        best = None
+        for sample in self._left.next_samples(_PAIRS):
+            if self._left.length(sample) > self._rows or self._left.views(sample) > self._views:
+                continue
+            self._take(sample)
+            other = self._longest()
+            gap = self._rows - (0 if other is None else self._left.length(other))
+            self._put_back(sample)
+            if gap < below:
+                below, best = gap, sample
+        if best is None:
+            return False
+        self._take(best)
+        other = self._longest()
+        if other is not None:
+            self._take(other)
+        return True
+
+    def _longest(self) -> int | None:
+        return self._left.longest(self._rows, self._views)
+
+    def _take(self, sample: int) -> None:
+        self._left.take(sample)
+        self.samples.append(sample)
+        self._rows -= self._left.length(sample)
+        self._views -= self._left.views(sample)
+
+    def _put_back(self, sample: int) -> None:
+        self._left.put_back(sample)
+        self.samples.remove(sample)
+        self._rows += self._left.length(sample)
+        self._views += self._left.views(sample)
 
 
 class _Left:
@@ -190,7 +262,7 @@ class _Left:
     def __init__(self, ids: list[int], lengths: np.ndarray, views: np.ndarray | None) -> None:
         self._lengths, self._views = lengths, views
         self.place = {sample: number for number, sample in enumerate(ids)}
-        self.queue = dict.fromkeys(ids)
+        self.queue = list(ids)
         ordered = sorted(self.length(sample) for sample in ids)
         self.reserve = ordered[len(ids) // 4]
         self._of_length: dict[int, list[int]] = {length: [] for length in ordered}
@@ -204,13 +276,28 @@ class _Left:
     def views(self, sample: int) -> int:
         return 0 if self._views is None else int(self._views[sample])
 
-    def take(self, sample: int) -> int:
-        del self.queue[sample]
+    def next_samples(self, count: int) -> list[int]:
+        return self.queue[:count]
+
+    def take(self, sample: int) -> None:
+        place = self.place.__getitem__
+        del self.queue[bisect_left(self.queue, place(sample), key=place)]
         length = self.length(sample)
         self._of_length[length].remove(sample)
         if not self._of_length[length]:
             self._sorted.remove(length)
-        return sample
+
+    def put_back(self, sample: int) -> None:
+        insort(self.queue, sample, key=self.place.__getitem__)
+        length = self.length(sample)
+        if not self._of_length[length]:
+            insort(self._sorted, length)
+        insort(self._of_length[length], sample, key=self.place.__getitem__)
+
+    def longest_length(self, rows: int) -> int:
+        """The greatest length of up to so many rows, whatever its views; 0 for none."""
+        found = bisect_right(self._sorted, rows)
+        return self._sorted[found - 1] if found else 0
 
     def longest(self, room: int, views_left: int) -> int | None:
         """The first sample of the greatest length that fits."""

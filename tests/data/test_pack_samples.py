@@ -52,6 +52,31 @@ def test_both_packers_agree(
         assert views is None or views[ids].sum() <= max_views
 
 
+def images_of_few_sizes(count: int) -> np.ndarray:
+    """Three or four of them make a pack of 8,192, and no two or three of one kind fill it."""
+    generator = np.random.default_rng(3)
+    words = np.exp(generator.normal(4.8, 0.8, count)).astype(np.int64)
+    visual = generator.choice(np.array([2340, 2340, 1176, 2634, 2928]), count)
+    return words + visual * (generator.random(count) < 0.97) + 1
+
+
+@pytest.mark.parametrize("max_views", [0, 14])
+def test_both_packers_agree_where_two_samples_complete_a_pack(compiled, max_views):
+    lengths = images_of_few_sizes(3000)
+    views = lengths // 576 if max_views else None
+    how = (8192, max_views, 5, 0, True)
+    found, expected = compiled(lengths, views, *how), pack_in_python(lengths, views, *how)
+    np.testing.assert_array_equal(found.sample_ids, expected.sample_ids)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
+def test_packs_of_images_of_few_sizes_are_full():
+    lengths = images_of_few_sizes(100_000)
+    packs = pack_samples(lengths, 8192, seed=0)
+    # With the longest sample alone it was 97.7 %.
+    assert lengths.sum() / (8192 * (len(packs.offsets) - 1)) > 0.99
+
+
 def test_views_that_are_scarce_are_probed_the_same(compiled):
     lengths = np.arange(1, 301, dtype=np.int64)
     views = np.where(np.arange(300) % 7 == 0, 0, 9).astype(np.int64)
