@@ -16,7 +16,7 @@ from megatron_llava.config.validate import validate
 from megatron_llava.platform.torchrun import global_rank, world_size
 
 _PROGRAM = "megatron_llava.train"
-_SECONDS_FOR_RANK_ZERO = 3.0
+_SECONDS_FOR_RANK_ZERO = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

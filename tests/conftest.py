@@ -26,6 +26,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"ignore:::megatron\.core")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where pytest-xdist shares the tests out: those of a file stay together, for what they set up
+    is made once; those of the pool of ranks come first and stay in one process."""
+    for item in items:
+        folder = item.path.parent
+        group = folder if folder.name == "distributed" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+    items.sort(key=lambda item: item.path.parent.name != "distributed")
+
+
 @pytest.fixture(scope="session")
 def cpu_platform() -> None:
     """Skip where the CPU platform is not installed, which is where torch sees a GPU."""

@@ -54,7 +54,7 @@ class Pool:
         function: Callable[..., Any],
         *args: Any,
         world_size: int = 1,
-        timeout: float = 60,
+        timeout: float = 180,
         **kwargs: Any,
     ) -> list[Any]:
         """Call ``function`` on ``world_size`` ranks together and return their results by rank.
