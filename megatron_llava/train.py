@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(str(error))
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.data.workers import lost_worker
-    from megatron_llava.observe.metrics import Reporter
+    from megatron_llava.observe.metrics import Reporter, peak_flops
     from megatron_llava.platform.lost_ranks import RankWatch
     from megatron_llava.platform.stop_signal import StopSignal
     from megatron_llava.training.run import run_training
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log_file=logging.log_file,
                 tensorboard_dir=logging.tensorboard_dir,
                 progress_bar=not logging.no_progress_bar,
+                ranks=world_size(),
+                peak_flops=peak_flops(device, logging.peak_tflops),
             )
             trainer = run_training(config, device, reporter, stop_signal)
             reporter.close()

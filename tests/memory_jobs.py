@@ -137,9 +137,9 @@ def _predicted(trainer: Any, sizes: Sequence[Any]) -> dict[str, int]:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
+    from megatron_llava.parallel.trained import trained
     from megatron_llava.plan.memory import rank_memory
     from megatron_llava.plan.pack_load import PackLoad
-    from megatron_llava.plan.trained import trained
 
     load = PackLoad(
         rows=max(s.rows for s in sizes),

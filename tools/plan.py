@@ -18,12 +18,12 @@ import sys
 from megatron_llava.config.cli import build_parser, exit_with_error, parse_args
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
-from megatron_llava.plan.gpus import GIB, GPUS
 from megatron_llava.plan.layout import Machine, WorkloadOf, plan_layout
 from megatron_llava.plan.recipe import recipe
 from megatron_llava.plan.report import change_needed, listing, report
 from megatron_llava.plan.search import Planner, nearest_change, search
 from megatron_llava.plan.workload import SampleSizes, Workload, workload_of_samples
+from megatron_llava.platform.gpus import GIB, GPUS
 from megatron_llava.training.start import architecture_from_checkpoint
 
 PROGRAM = "plan"

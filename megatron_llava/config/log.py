@@ -14,4 +14,11 @@ class LoggingConfig:
     log_interval: int = flag(100, "Steps between log lines", minimum=1)
     tensorboard_dir: str | None = flag(None, "Folder for TensorBoard events")
     log_file: str | None = flag(None, "JSON Lines file that gets one record per log line")
+    peak_tflops: float | None = flag(
+        None,
+        "10^12 dense bfloat16 FLOPs per second that the device of a rank has at its peak: what MFU "
+        "and HFU are shares of",
+        above=0,
+        default_text="NVIDIA's number for the GPUs that tools/plan.py knows, none on CPU",
+    )
     no_progress_bar: bool = flag(False, "Show no progress bar")

@@ -86,7 +86,8 @@ def collate(
     rows_of_token = np.ones(len(text.tokens), dtype=np.int64)
     rows_of_token[text.is_image] = image_tokens
     num_rows = int(rows_of_token.sum())
-    row_starts, sample_ends = _places(text, rows_of_token, sequence_multiple)
+    sample_rows = text.sample_sums(rows_of_token)
+    row_starts, sample_ends = _places(text, rows_of_token, sample_rows, sequence_multiple)
     end = int(sample_ends[-1]) if samples else 0
     total_rows = padded_rows(end, pad_multiple, pad_to)
 
@@ -134,6 +135,8 @@ def collate(
         num_images=len(visuals),
         num_views=num_views,
         num_rows=num_rows,
+        attended=int((sample_rows**2).sum()),
+        num_loss_rows=int(np.count_nonzero(has_loss)),
     )
 
 
@@ -152,13 +155,19 @@ class _Text:
         assert len(mask) == len(self.tokens) and not (self.supervised & self.is_image).any()
         assert lengths.min(initial=1) > 0
 
+    def sample_sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sum over the tokens of each sample, of one value a token."""
+        return np.diff(np.cumsum(values)[self.token_ends - 1], prepend=0)
+
 
 def _places(
-    text: _Text, rows_of_token: NDArray[np.int64], sequence_multiple: int
+    text: _Text,
+    rows_of_token: NDArray[np.int64],
+    sample_rows: NDArray[np.int64],
+    sequence_multiple: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first position of each token, and the end of each sample with its own padding."""
     ends = np.cumsum(rows_of_token)
-    sample_rows = np.diff(ends[text.token_ends - 1], prepend=0)
     padding = -sample_rows % sequence_multiple
     before = np.cumsum(padding) - padding
     sample_ends = np.cumsum(sample_rows + padding)

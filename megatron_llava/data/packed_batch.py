@@ -101,6 +101,12 @@ class PackedBatch:
     num_rows: int
     """Positions before padding."""
 
+    attended: int
+    """Sum of the squared positions of each sample before padding."""
+
+    num_loss_rows: int
+    """Positions with a loss of the whole pack, also in a share of it."""
+
     row_order: NDArray[np.int64] | None = None
     """[pack's rows], the positions that the context-parallel ranks hold, rank after rank; None
     where this is a whole pack."""
@@ -148,5 +154,7 @@ class TensorBatch:
     num_images: int
     num_views: int
     num_rows: int
+    attended: int
+    num_loss_rows: int
     row_order: torch.Tensor | None
     exchange: FeatureExchange | None

@@ -1,11 +1,10 @@
 """Some packs of a run, to know from them what its packs hold on average."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
-from megatron_llava.data.pack_sizes import PackSizes
+from megatron_llava.data.pack_sizes import NOTHING, PackSizes
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.schedule import TrainingSchedule
 from megatron_llava.data.store import SampleStore
@@ -34,11 +33,4 @@ def pack_sizes(
     store: SampleStore, settings: ImageSettings, schedule: TrainingSchedule
 ) -> PackSizes:
     """Sizes of the ``sampled_packs``."""
-    packs = views = rows = attended = loss_rows = 0
-    for batch in sampled_packs(store, settings, schedule):
-        packs += 1
-        views += max(batch.num_views, 1)
-        rows += batch.num_rows
-        attended += sum((end - start) ** 2 for start, end in pairwise(batch.cu_seqlens.tolist()))
-        loss_rows += max(len(batch.loss_rows), 1)
-    return PackSizes(packs=packs, views=views, rows=rows, attended=attended, loss_rows=loss_rows)
+    return sum((PackSizes.of(batch) for batch in sampled_packs(store, settings, schedule)), NOTHING)

@@ -15,6 +15,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from megatron_llava.platform.gpus import TERA, published_flops
 from megatron_llava.training.interval import Interval
 
 
@@ -23,6 +24,15 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
+
+
+def peak_flops(device: torch.device, given: float | None) -> float | None:
+    """FLOPs per second of a rank's device: ``--peak-tflops``, else the published ones of a GPU."""
+    if given is not None:
+        return given * TERA
+    if device.type != "cuda":
+        return None
+    return published_flops(torch.cuda.get_device_name(device))
 
 
 class Reporter:
@@ -34,6 +44,9 @@ class Reporter:
         log_file: JSONL file, appended to.
         tensorboard_dir: folder for event files.
         progress_bar: show a bar where standard error is a terminal.
+        ranks: of the run.
+        peak_flops: of a rank's device per second, which MFU and HFU are shares of; without it they
+            are not reported.
         stream: where log lines go.
 
     Raises:
@@ -48,9 +61,12 @@ class Reporter:
         log_file: str | None,
         tensorboard_dir: str | None,
         progress_bar: bool,
+        ranks: int = 1,
+        peak_flops: float | None = None,
         stream: TextIO = sys.stdout,
     ) -> None:
         self.active, self.train_iters, self.stream = active, train_iters, stream
+        self.ranks, self.peak_flops = ranks, peak_flops
         self._file = self._board = self._bar = None
         if not active:
             return
@@ -101,6 +117,7 @@ class Reporter:
             "samples/s": interval.samples / seconds,
             "fill %": 100.0 * interval.tokens / max(interval.padded_tokens, 1),
             "data wait %": 100.0 * interval.data_seconds / seconds,
+            **self._flops(interval, seconds),
             "memory GiB": memory_bytes(device) / 2**30,
             "s/step": seconds / max(interval.steps, 1),
             "eta s": left,
@@ -111,9 +128,21 @@ class Reporter:
             f"step {iteration}/{self.train_iters} | {shown} | "
             f"{_short(record['tokens/s'])} tokens/s | {_short(record['images/s'])} images/s | "
             f"fill {record['fill %']:.1f} % | "
-            f"data wait {record['data wait %']:.1f} % | {record['memory GiB']:.2f} GiB | "
-            f"{record['s/step']:.3f} s/step | eta {_clock(left)}"
+            f"data wait {record['data wait %']:.1f} % | {_speed(record)} | "
+            f"{record['memory GiB']:.2f} GiB | {record['s/step']:.3f} s/step | eta {_clock(left)}"
         )
+
+    def _flops(self, interval: Interval, seconds: float) -> dict[str, float]:
+        """FLOPs per second, and as shares of the peak where that is known."""
+        useful = interval.useful_flops / seconds / self.ranks
+        again = interval.recomputed_flops / seconds / self.ranks
+        if self.peak_flops is None:
+            return {"TFLOP/s/rank": useful / TERA}
+        return {
+            "TFLOP/s/rank": useful / TERA,
+            "MFU %": 100.0 * useful / self.peak_flops,
+            "HFU %": 100.0 * (useful + again) / self.peak_flops,
+        }
 
     def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None:
         """Report an evaluation on the held-out store."""
@@ -150,6 +179,14 @@ def _naming(flag: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{flag}: cannot write there: {error.strerror}") from None
+
+
+def _speed(record: dict[str, Any]) -> str:
+    """FLOPs for the line."""
+    speed = f"{_short(record['TFLOP/s/rank'])} TFLOP/s/rank"
+    if "MFU %" not in record:
+        return speed
+    return f"{speed} | MFU {record['MFU %']:.1f} % | HFU {record['HFU %']:.1f} %"
 
 
 def _short(value: float) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_llava.config.lora import targeted_parts
+from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
@@ -99,10 +100,11 @@ def tower(config: RunConfig, sizes: PackSizes, *, learns: bool) -> PartCost:
 
 
 def projector(config: RunConfig, sizes: PackSizes, *, learns: bool, tower_learns: bool) -> PartCost:
-    """The projector, as one of two linears."""
+    """The projector: its linears, and two linears in each of its blocks."""
     width, hidden = known(config.vision.vision_hidden_size), known(config.language.hidden_size)
-    rows = sizes.views * _patches(config)
-    products = 2 * rows * width * hidden + 2 * rows * hidden**2
+    shape = parse_projector_type(config.vision.mm_projector_type)
+    square = shape.linears - 1 + 2 * shape.blocks
+    products = 2 * sizes.views * _patches(config) * (width * hidden + square * hidden**2)
     # Core's linears form the gradient of their input whenever they have a backward.
     return PartCost(forward=products, backward=products * (learns + (learns or tower_learns)))
 

@@ -14,6 +14,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.parallel.part_cost import decoder_layer, output_layer, projector, tower
 from megatron_llava.parallel.pipeline_balance import costs_of_stages, place_layers
+from megatron_llava.parallel.trained import trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,8 @@ def pipeline_cost(config: RunConfig, sizes: PackSizes) -> PipelineCost:
     """The cost of every part of the pipeline."""
     recompute = config.recompute
     stages = config.parallel.pipeline_model_parallel_size
-    language = _learns(config, "mm_language_model")
-    adapter, vision = _learns(config, "mm_mlp_adapter"), _learns(config, "mm_vision_tower")
-    decoder = decoder_layer(config, sizes, learns=language)
+    learning = trained(config)
+    decoder = decoder_layer(config, sizes, learns=learning.language)
     layer, recomputed = decoder.forward + decoder.backward, decoder.recomputed
     # Each virtual stage has a share of the layers, and is recomputed apart from the others.
     multiple = minimum = chunks = config.virtual_stages or 1
@@ -81,17 +81,10 @@ def pipeline_cost(config: RunConfig, sizes: PackSizes) -> PipelineCost:
     elif recompute.granularity == "selective":
         layer += recomputed
     own = [every] * stages
-    own[0] += tower(config, sizes, learns=vision).total
-    own[0] += projector(config, sizes, learns=adapter, tower_learns=vision).total
-    own[-1] += output_layer(config, sizes, learns=language).total
+    own[0] += tower(config, sizes, learns=learning.tower).total
+    own[0] += projector(config, sizes, learns=learning.projector, tower_learns=learning.tower).total
+    own[-1] += output_layer(config, sizes, learns=learning.language).total
     return PipelineCost(layer=layer, stages=tuple(own), multiple=multiple, minimum=minimum)
-
-
-def _learns(config: RunConfig, part: str) -> bool:
-    """Whether the weights of a part learn; those beside adapters do not."""
-    if part == "mm_language_model" and config.lora.adapts:
-        return False
-    return part in config.training.mm_tunable_parts
 
 
 def _listed(numbers: Sequence[object]) -> str:

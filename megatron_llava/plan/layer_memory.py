@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from megatron_llava.config.lora import targeted_parts
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
+from megatron_llava.parallel.trained import Trained
 from megatron_llava.plan.pack_load import PackLoad
-from megatron_llava.plan.trained import Trained
 
 FLOAT32 = 4
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.parallel.pipeline_cost import balanced
-from megatron_llava.plan.flops import StepFlops, step_flops
-from megatron_llava.plan.gpus import RESERVE, Gpu
+from megatron_llava.parallel.step_flops import StepFlops, step_flops
+from megatron_llava.parallel.trained import trained
+from megatron_llava.plan.assumptions import RESERVE
 from megatron_llava.plan.memory import RankMemory, rank_memory
 from megatron_llava.plan.pack_load import share_of_pack
 from megatron_llava.plan.step_time import StepTime, step_time
-from megatron_llava.plan.trained import trained
 from megatron_llava.plan.workload import Workload
+from megatron_llava.platform.gpus import Gpu
 
 
 @dataclass(frozen=True, kw_only=True)

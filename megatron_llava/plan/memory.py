@@ -21,6 +21,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
 from megatron_llava.observe.parameters import part_parameters
 from megatron_llava.observe.parts import Part, parts_of_rank
+from megatron_llava.parallel.trained import Trained
 from megatron_llava.plan.layer_memory import (
     FLOAT32,
     decoder_layer,
@@ -30,7 +31,6 @@ from megatron_llava.plan.layer_memory import (
 )
 from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.plan.schedule import ROUNDS, Kinds, peak, steps
-from megatron_llava.plan.trained import Trained
 from megatron_llava.plan.vision_memory import vision_memory
 
 

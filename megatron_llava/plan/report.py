@@ -8,11 +8,12 @@ from dataclasses import fields
 
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
-from megatron_llava.plan.gpus import GIB, LINK_UTILISATION, RESERVE, TERA, UTILISATION
+from megatron_llava.plan.assumptions import LINK_UTILISATION, RESERVE, UTILISATION
 from megatron_llava.plan.layout import Layout, Machine
 from megatron_llava.plan.memory import RankMemory
 from megatron_llava.plan.recipe import Recipe
 from megatron_llava.plan.search import MOST_GROWTH, flags_of
+from megatron_llava.platform.gpus import GIB, TERA
 
 _SECONDS_OF_A_DAY = 86400
 

@@ -14,10 +14,11 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.observe.communication import communication
 from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
 from megatron_llava.observe.traffic_kinds import DATA
-from megatron_llava.plan.flops import StepFlops
-from megatron_llava.plan.gpus import LINK_UTILISATION, UTILISATION, Gpu
+from megatron_llava.parallel.step_flops import StepFlops
+from megatron_llava.plan.assumptions import LINK_UTILISATION, UTILISATION
 from megatron_llava.plan.pack_load import share_of_pack
 from megatron_llava.plan.workload import Workload
+from megatron_llava.platform.gpus import Gpu
 
 
 @dataclass(frozen=True, kw_only=True)

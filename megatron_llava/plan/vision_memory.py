@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
+from megatron_llava.parallel.trained import Trained
 from megatron_llava.plan.layer_memory import FLOAT32
 from megatron_llava.plan.pack_load import PackLoad
-from megatron_llava.plan.trained import Trained
 from megatron_llava.vision.settings import image_settings
 
 

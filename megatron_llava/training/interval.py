@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from megatron_llava.parallel.step_flops import StepFlops
+from megatron_llava.training.taken import Taken
+
 
 @dataclass(kw_only=True)
 class Interval:
@@ -19,9 +22,26 @@ class Interval:
     """Positions that packs of the full length would have had."""
     samples: int = 0
     images: int = 0
+    useful_flops: int = 0
+    """Of forward and backward, of all ranks together; ``parallel.step_flops`` says what counts."""
+    recomputed_flops: int = 0
+    """Of what the backward computed again."""
     data_seconds: float = 0.0
     """Longest time that a rank waited for batches."""
     started: float = field(default_factory=time.perf_counter)
+
+    def add_step(
+        self, taken: Taken, *, padded_tokens: int, data_seconds: float, flops: StepFlops
+    ) -> None:
+        """Count a step by what its packs held; arguments are those of the attributes."""
+        self.steps += 1
+        self.tokens += taken.sizes.rows
+        self.samples += taken.samples
+        self.images += taken.images
+        self.padded_tokens += padded_tokens
+        self.data_seconds += data_seconds
+        self.useful_flops += flops.useful
+        self.recomputed_flops += flops.recomputed
 
     @contextmanager
     def paused(self) -> Iterator[None]:

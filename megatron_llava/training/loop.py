@@ -30,6 +30,8 @@ from megatron_llava.parallel.checkpoint_directory import (
     remove_oldest,
 )
 from megatron_llava.parallel.checkpoint_io import PendingSave
+from megatron_llava.parallel.step_flops import step_flops
+from megatron_llava.parallel.trained import trained
 from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
@@ -41,6 +43,7 @@ from megatron_llava.training.interval import Interval
 from megatron_llava.training.skipping import SkippedSteps, TrainingDiverged, check_weights
 from megatron_llava.training.start import how_to_go_on
 from megatron_llava.training.step import StepResult, run_batches, train_step
+from megatron_llava.training.taken import Taken
 
 
 class Reporter(Protocol):
@@ -266,11 +269,11 @@ class Trainer:
 
     def _step(self) -> StepResult:
         rows = self.source.step_rows()
-        statistics = torch.zeros(3, dtype=torch.int64)
+        taken = Taken()
 
         def counted() -> Any:
             for batch in self.source.step(rows):
-                statistics.add_(torch.tensor((batch.num_rows, batch.num_samples, batch.num_images)))
+                taken.add(batch)
                 yield batch
 
         waited, first = self.source.data_seconds, self.source.consumed_packs
@@ -283,7 +286,7 @@ class Trainer:
             rows,
             self.config.training.loss_reduction,
         )
-        self._count(statistics, self.source.data_seconds - waited)
+        self._count(taken, self.source.data_seconds - waited)
         self.iteration += 1
         if result.skipped:
             reduction = self.config.training.loss_reduction
@@ -292,23 +295,22 @@ class Trainer:
             )
         return result
 
-    def _count(self, statistics: torch.Tensor, data_seconds: float) -> None:
+    def _count(self, taken: Taken, data_seconds: float) -> None:
         """Add a step to the interval, over the data-parallel ranks, and heed a signal to any."""
         group = parallel_state.get_data_parallel_group()
-        totals = statistics.to(self.device)
+        totals = taken.counts().to(self.device)
         largest = torch.tensor((data_seconds, self._stop_signal.received)).to(self.device)
         dist.all_reduce(totals, group=group)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         slowest, signalled = largest.tolist()
         self.stopped = bool(signalled) and self.iteration + 1 < self.config.training.train_iters
-        tokens, samples, images = totals.tolist()
-        interval = self.interval
-        interval.steps += 1
-        interval.tokens += tokens
-        interval.samples += samples
-        interval.images += images
-        interval.padded_tokens += self.source.packs_per_step * self.config.data.seq_length
-        interval.data_seconds += slowest
+        of_all = Taken.of(totals)
+        self.interval.add_step(
+            of_all,
+            padded_tokens=self.source.packs_per_step * self.config.data.seq_length,
+            data_seconds=slowest,
+            flops=step_flops(self.config, of_all.sizes, trained(self.config)),
+        )
 
     def _report(self, result: StepResult) -> None:
         values = {

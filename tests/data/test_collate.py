@@ -71,6 +71,7 @@ def reference(samples, image_settings, total_rows=None):
             first_view += layout.num_views
         starts.append(len(rows))
     num_rows, total_rows = len(rows), total_rows or len(rows)
+    attended = sum((b - a) ** 2 for a, b in zip(starts, starts[1:], strict=False))
     if total_rows > num_rows:
         positions += range(total_rows - num_rows)
         rows += [[]] * (total_rows - num_rows)
@@ -92,6 +93,8 @@ def reference(samples, image_settings, total_rows=None):
         "num_images": sum(len(of_sample) for of_sample in layouts),
         "num_views": num_views,
         "num_rows": num_rows,
+        "attended": attended,
+        "num_loss_rows": len(loss),
     }
 
 

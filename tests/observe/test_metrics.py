@@ -20,6 +20,7 @@ QUANTITIES = [
     "samples/s",
     "fill %",
     "data wait %",
+    "TFLOP/s/rank",
     "memory GiB",
     "s/step",
     "eta s",
@@ -66,6 +67,8 @@ def interval(seconds=20.0, **changes):
         "samples": 80,
         "images": 60,
         "data_seconds": 1.0,
+        "useful_flops": 20 * 10**12,
+        "recomputed_flops": 5 * 10**12,
     }
     return Interval(**{**counts, **changes}, started=time.perf_counter() - seconds)
 
@@ -80,9 +83,8 @@ def test_the_line_holds_every_quantity(make_reporter):
     reporter = make_reporter()
     reporter.training(10, VALUES, interval(), CPU)
     memory = psutil.Process().memory_info().rss / 2**30
-    step, loss, lr, tower, norm, tokens, images, fill, wait, gib, seconds, eta = line_of(
-        reporter
-    ).split(" | ")
+    shown = line_of(reporter).split(" | ")
+    step, loss, lr, tower, norm, tokens, images, fill, wait, speed, gib, seconds, eta = shown
     assert step == "step 10/110"
     assert (loss, lr, tower) == ("lm loss 2.346", "lr 1.00e-05", "lr x0.2 2.00e-06")
     assert norm == "grad norm 1.5"
@@ -90,10 +92,37 @@ def test_the_line_holds_every_quantity(make_reporter):
     assert re.fullmatch(r"(2\.99\d|3) images/s", images)
     assert fill == "fill 90.0 %"
     assert wait == "data wait 5.0 %"
+    assert re.fullmatch(r"(0\.99\d*|1) TFLOP/s/rank", speed)
     assert float(gib.removesuffix(" GiB")) == pytest.approx(memory, rel=0.05)
     assert re.fullmatch(r"2\.00\d s/step", seconds)
     # A hundred steps of two seconds are left.
     assert eta == "eta 0:03:20"
+
+
+def test_shares_of_the_peak(make_reporter, tmp_path):
+    """Two ranks of 4 * 10^12 FLOPs per second: 1 of 8 is used for the model, 1.25 in all."""
+    path = tmp_path / "run.jsonl"
+    reporter = make_reporter(log_file=str(path), ranks=2, peak_flops=4e12)
+    reporter.training(10, VALUES, interval(), CPU)
+    record = json.loads(path.read_text())
+    assert record["TFLOP/s/rank"] == pytest.approx(0.5, rel=1e-3)
+    assert record["MFU %"] == pytest.approx(12.5, rel=1e-3)
+    assert record["HFU %"] == pytest.approx(15.625, rel=1e-3)
+    assert " TFLOP/s/rank | MFU 12.5 % | HFU 15.6 % | " in line_of(reporter)
+
+
+def test_the_peak_is_given_or_that_of_a_known_gpu(monkeypatch):
+    from megatron_llava.observe.metrics import peak_flops
+
+    assert peak_flops(CPU, None) is None
+    assert peak_flops(CPU, 0.5) == 5e11
+    cuda = torch.device("cuda", 1)
+    name = {cuda: "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr("torch.cuda.get_device_name", name.get)
+    assert peak_flops(cuda, None) == 989.4e12
+    assert peak_flops(cuda, 100.0) == 1e14
+    name[cuda] = "NVIDIA GeForce RTX 4090 Laptop GPU"
+    assert peak_flops(cuda, None) is None
 
 
 def test_jsonl_has_a_record_per_line_with_every_quantity(make_reporter, tmp_path):
@@ -196,7 +225,8 @@ def test_validation_line(make_reporter):
 def test_nothing_happened_in_no_time(make_reporter):
     """The numbers must be numbers, whatever was counted."""
     reporter = make_reporter()
-    nothing = interval(0.0, steps=0, tokens=0, padded_tokens=0, samples=0, images=0, data_seconds=0)
+    names = ("steps", "tokens", "padded_tokens", "samples", "images", "data_seconds")
+    nothing = interval(0.0, **dict.fromkeys((*names, "useful_flops", "recomputed_flops"), 0))
     reporter.training(110, {"lm loss": 0.0}, nothing, CPU)
     line = line_of(reporter)
     assert "lm loss 0 |" in line and "fill 0.0 %" in line and "eta 0:00:00" in line

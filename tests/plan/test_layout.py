@@ -8,12 +8,13 @@ from tiny_model import tiny_config
 
 from megatron_llava.config.model_yaml import fill_named_model
 from megatron_llava.config.run import RunConfig
-from megatron_llava.plan.gpus import GIB, GPUS, RESERVE
+from megatron_llava.plan.assumptions import RESERVE
 from megatron_llava.plan.layout import Machine, plan_layout
 from megatron_llava.plan.recipe import recipe
 from megatron_llava.plan.report import change_needed, listing, report
 from megatron_llava.plan.search import Planner, flags_of, nearest_change, search
 from megatron_llava.plan.workload import SampleSizes, workload_of_samples
+from megatron_llava.platform.gpus import GIB, GPUS
 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 SAMPLE = SampleSizes(image_size=(640, 480), tokens=2048, loss_tokens=None)

@@ -8,7 +8,7 @@ from megatron_llava.config.model_yaml import fill_named_model
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import TUNABLE_PARTS, part_of
 from megatron_llava.observe.parameters import part_parameters
-from megatron_llava.plan.trained import trained
+from megatron_llava.parallel.trained import trained
 
 
 def learning_parameters(name: str, layers: int, **changes) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 The parts' costs are those of ``parallel/part_cost.py``: decoder by the lengths of the samples,
 tower by views, projector by features, output layer by rows with a loss; a backward only where
-something learns.
+something learns. Training logs them of the packs that it was given, ``tools/plan.py`` of packs that
+it expects. Padding of packs, views that stand in for none of a rank, and what tensor-parallel ranks
+compute alike (the embedding of patches) are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from megatron_llava.parallel.part_cost import (
     projector,
     tower,
 )
-from megatron_llava.plan.trained import Trained
+from megatron_llava.parallel.trained import Trained
 
 PARTS = ("decoder", "vision tower", "projector", "output layer")
 

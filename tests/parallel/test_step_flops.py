@@ -9,8 +9,8 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import TUNABLE_PARTS
 from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.parallel.pipeline_cost import pipeline_cost
-from megatron_llava.plan.flops import step_flops
-from megatron_llava.plan.trained import trained
+from megatron_llava.parallel.step_flops import step_flops
+from megatron_llava.parallel.trained import trained
 
 SIZES = PackSizes(packs=2, views=80, rows=600, attended=40_000, loss_rows=100)
 FULL = {"recompute_granularity": "full", "recompute_num_layers": 1, "recompute_vision": True}
