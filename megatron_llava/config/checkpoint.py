@@ -33,6 +33,13 @@ class CheckpointConfig:
         minimum=1,
         default_text="all",
     )
+    save_retain_interval: int | None = flag(
+        None,
+        "Checkpoints of multiples of this step are never removed by --save-total-limit, and stay "
+        "beside those that it keeps",
+        minimum=1,
+        default_text="none",
+    )
     no_save_optim: bool = flag(False, "Write no optimizer state")
     no_load_optim: bool = flag(False, "Read no optimizer state from --load")
     no_load_rng: bool = flag(False, "Read no random states from --load")

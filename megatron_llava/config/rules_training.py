@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_llava.config.checkpoint import CheckpointConfig
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.rules_pipeline import layers_of_stages, smallest_stage
 from megatron_llava.config.run import RunConfig, all_fields
@@ -151,6 +152,7 @@ def check_saving(config: RunConfig) -> None:
             raise ValueError(f"--save-interval {checkpoint.save_interval} needs --save: add it")
         how = {
             "--save-total-limit": checkpoint.save_total_limit is not None,
+            "--save-retain-interval": checkpoint.save_retain_interval is not None,
             "--no-save-optim": checkpoint.no_save_optim,
             "--async-save": checkpoint.async_save,
             "--no-ckpt-fully-parallel-save": checkpoint.no_ckpt_fully_parallel_save,
@@ -161,12 +163,30 @@ def check_saving(config: RunConfig) -> None:
                 raise ValueError(f"{option} says how to write --save, which is not given: add it")
         if config.training.exit_signal_handler and "exit_signal_handler" in config.explicit:
             raise ValueError("--exit-signal-handler saves on SIGTERM, and needs --save: add it")
+    _check_retained(checkpoint)
     distributed = config.parallel.use_distributed_optimizer
     if checkpoint.dist_ckpt_optim_fully_reshardable and not distributed:
         raise ValueError(
             "--dist-ckpt-optim-fully-reshardable is about the state of "
             "--use-distributed-optimizer, which is not given: add it, or drop the flag (other "
             "state resumes at any layout)"
+        )
+
+
+def _check_retained(checkpoint: CheckpointConfig) -> None:
+    """What is to stay would be removed otherwise, and is written at all."""
+    retained, interval = checkpoint.save_retain_interval, checkpoint.save_interval
+    if retained is None:
+        return
+    if checkpoint.save_total_limit is None:
+        raise ValueError(
+            f"--save-retain-interval {retained} spares checkpoints from --save-total-limit, which "
+            "is not given, so all stay: add it, or drop the flag"
+        )
+    if retained % known(interval):
+        raise ValueError(
+            f"--save-retain-interval {retained} is no multiple of --save-interval {interval}: such "
+            "checkpoints are not written; give a multiple"
         )
 
 

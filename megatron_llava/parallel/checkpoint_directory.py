@@ -65,7 +65,12 @@ def publish(root: str | Path, iteration: Iteration, partial: Path) -> None:
 
 
 def remove_oldest(
-    root: str | Path, newest: int, keep: int, spared: Iteration | None = None
+    root: str | Path,
+    newest: int,
+    keep: int,
+    spared: Iteration | None = None,
+    *,
+    retain_every: int | None = None,
 ) -> list[str]:
     """Remove checkpoints of a run but the newest, once the newest is complete and published.
 
@@ -79,6 +84,7 @@ def remove_oldest(
         newest: the iteration that was just published; never removed.
         keep: how many stay, ``newest`` included; at least 1.
         spared: never removed, and stays in addition; None where there is none.
+        retain_every: multiples of this are not removed either, and stay in addition.
 
     Returns:
         Names of the removed folders, oldest first.
@@ -89,7 +95,7 @@ def remove_oldest(
     removed = []
     for iteration in held[:-keep]:
         folder = iteration_directory(root, iteration)
-        if iteration == spared:
+        if iteration == spared or (retain_every is not None and iteration % retain_every == 0):
             continue
         going = partial_directory(root, iteration, "removed")
         with contextlib.suppress(OSError):

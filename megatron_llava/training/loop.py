@@ -15,31 +15,15 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_llava.config.cli import config_to_yaml
-from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
-from megatron_llava.parallel.adapter_record import AdapterRecord
-from megatron_llava.parallel.agreement import is_first_rank
-from megatron_llava.parallel.checkpoint_directory import (
-    ADAPTER_JSON,
-    MODEL_YAML,
-    RUN_YAML,
-    CheckpointError,
-    Iteration,
-    remove_oldest,
-)
-from megatron_llava.parallel.checkpoint_io import PendingSave
 from megatron_llava.parallel.step_flops import step_flops
 from megatron_llava.parallel.trained import trained
 from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
-from megatron_llava.training.checkpointing import (
-    TrainingState,
-    save_training_state,
-    write_side_files,
-)
+from megatron_llava.training.checkpointing import TrainingState
 from megatron_llava.training.interval import Interval
+from megatron_llava.training.run_saves import RunSaves
 from megatron_llava.training.skipping import SkippedSteps, TrainingDiverged, check_weights
 from megatron_llava.training.start import how_to_go_on
 from megatron_llava.training.step import StepResult, run_batches, train_step
@@ -68,12 +52,9 @@ class Trainer:
         models: this rank's parts of the model, as in a checkpoint.
         wrapped: the same in core's wrappers.
         make_validation: a fresh source over the held-out store, None without one.
-        adapter_record: what is written beside checkpoints that hold adapters, None for others.
-        side_files: the root whose architecture and Hugging Face files go along with a save.
+        saves: writes the checkpoints.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
-        started_from: the checkpoint in --save that the run started from, which --save-total-limit
-            spares; None where it started elsewhere.
         stopped: some rank received SIGTERM before the last step.
     """
 
@@ -86,15 +67,11 @@ class Trainer:
     source: BatchSource
     make_validation: Callable[[], BatchSource] | None
     reporter: Reporter
-    side_files: str | None
-    adapter_record: AdapterRecord | None
+    saves: RunSaves
     skipped_steps: SkippedSteps
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
-    started_from: Iteration | None = None
-    _pending: PendingSave | None = field(init=False, default=None)
-    _save_started: float = field(init=False, default=0.0)
     stopped: bool = False
     _stop_signal: StopSignal = field(default_factory=StopSignal)
     _gathers_ahead: bool = field(init=False)
@@ -145,7 +122,7 @@ class Trainer:
             with self.interval.paused():
                 if self.make_validation is not None and self._due(training.eval_interval):
                     self.validate()
-                self._publish_save(wait=False)
+                self.saves.publish(wait=False)
                 if checkpoint.save is not None and self._due(checkpoint.save_interval):
                     self.save()
             if self._due(training.exit_interval):
@@ -185,8 +162,6 @@ class Trainer:
             TrainingDiverged: a weight is not finite; nothing was written.
         """
         self.finish_saves()
-        checkpoint, started = self.config.checkpoint, time.perf_counter()
-        root = checkpoint.save
         state = TrainingState(
             models=self.models,
             optimizer=self.optimizer,
@@ -198,28 +173,8 @@ class Trainer:
         )
         with self.parameters_in_place():
             check_weights(self.wrapped, self.iteration)
-            self._pending = save_training_state(
-                root,
-                state,
-                with_optimizer=not checkpoint.no_save_optim,
-                fully_reshardable=checkpoint.dist_ckpt_optim_fully_reshardable,
-                checkpoint_format=checkpoint.ckpt_format,
-                fully_parallel=not checkpoint.no_ckpt_fully_parallel_save,
-                write_beside=lambda: write_side_files(self.side_files, root, self._side_texts()),
-            )
-        self.saved_at, self._save_started = self.iteration, started
-        if checkpoint.async_save:
-            seconds = time.perf_counter() - started
-            self.reporter.message(f"step {self.iteration}: saving to {root} ({seconds:.1f} s here)")
-        else:
-            self.finish_saves()
-
-    def _side_texts(self) -> dict[str, str]:
-        """Files beside the checkpoints: the model, all settings of the run, and its adapters."""
-        texts = {MODEL_YAML: model_to_yaml(self.config), RUN_YAML: config_to_yaml(self.config)}
-        if self.adapter_record is not None:
-            texts[ADAPTER_JSON] = self.adapter_record.text()
-        return texts
+            self.saves.start(state)
+        self.saved_at = self.iteration
 
     def finish_saves(self) -> None:
         """Wait for the checkpoint that --async-save is still writing, if any, and publish it.
@@ -229,29 +184,7 @@ class Trainer:
         Raises:
             CheckpointError: it could not be written.
         """
-        self._publish_save(wait=True)
-
-    def _publish_save(self, *, wait: bool) -> None:
-        pending = self._pending
-        if pending is None:
-            return
-        try:
-            if not pending.finish(wait=wait):
-                return
-        except CheckpointError:
-            self._pending = None
-            raise
-        self._pending = None
-        seconds = time.perf_counter() - self._save_started
-        root = self.config.checkpoint.save
-        self.reporter.message(f"step {pending.iteration}: saved to {root} in {seconds:.1f} s")
-        keep = self.config.checkpoint.save_total_limit
-        if keep is not None and is_first_rank():
-            removed = remove_oldest(root, int(pending.iteration), keep, self.started_from)
-            if removed:
-                self.reporter.message(
-                    f"removed {', '.join(removed)}, as --save-total-limit {keep} says"
-                )
+        self.saves.publish(wait=True)
 
     @contextmanager
     def parameters_in_place(self) -> Any:

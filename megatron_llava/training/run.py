@@ -32,6 +32,7 @@ from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Reporter, Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
 from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
+from megatron_llava.training.run_saves import RunSaves
 from megatron_llava.training.skipping import SkippedSteps
 from megatron_llava.training.start import (
     adapted_checkpoint,
@@ -141,14 +142,18 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         source=source,
         make_validation=validation,
         reporter=reporter,
-        side_files=start[0] if start is not None else None,
-        adapter_record=adapter_record(config),
+        saves=RunSaves(
+            config=config,
+            message=reporter.message,
+            side_files=start[0] if start is not None else None,
+            adapter_record=adapter_record(config),
+            started_from=_started_from(config, start),
+        ),
         skipped_steps=SkippedSteps(
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
-        started_from=_started_from(config, start),
     )
 
 

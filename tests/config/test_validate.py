@@ -233,6 +233,17 @@ REFUSED = [
     ({"save_interval": 5}, 1, "--save-interval 5 needs --save"),
     ({"no_save_optim": True}, 1, "--no-save-optim|--save,"),
     ({"save_total_limit": 20}, 1, "--save-total-limit|--save,"),
+    ({"save_retain_interval": 20}, 1, "--save-retain-interval|--save,"),
+    (
+        {"save": "a", "save_interval": 5, "save_retain_interval": 20},
+        1,
+        "--save-retain-interval 20|--save-total-limit",
+    ),
+    (
+        {"save": "a", "save_interval": 6, "save_total_limit": 1, "save_retain_interval": 20},
+        1,
+        "--save-retain-interval 20 is no multiple of --save-interval 6",
+    ),
     ({"async_save": True}, 1, "--async-save|--save,"),
     ({"no_ckpt_fully_parallel_save": True}, 1, "--no-ckpt-fully-parallel-save|--save,"),
     ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),

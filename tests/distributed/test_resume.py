@@ -235,12 +235,14 @@ def test_the_newest_checkpoints_are_kept(pool, setup, tmp_path, world_size, more
     """Seed 002 keeps one: the run's own last, and after a resumption the one that it came from."""
     root = tmp_path / "run"
     flags = [f"--save={root}", f"--load={root}", "--save-interval=1", "--save-total-limit=1", *more]
+    flags.append("--lr-decay-iters=9")
 
-    def kept(*flags):
-        said = pool.run(train, setup.arguments(*flags, steps=5), world_size=world_size)
+    def kept(*flags, steps=5):
+        said = pool.run(train, setup.arguments(*flags, steps=steps), world_size=world_size)
         assert latest_iteration(root) == int(max(root.glob("iter*")).name[5:])
         removed = [message for message in said[0]["messages"] if message.startswith("removed")]
         return sorted(int(path.name[5:]) for path in root.glob("iter*")), len(removed)
 
     assert kept(*flags, "--exit-interval=3") == ([3], 2)
     assert kept(*flags) == ([3, 5], 1)
+    assert kept(*flags, "--save-retain-interval=6", steps=7) == ([5, 6, 7], 1)

@@ -108,6 +108,15 @@ def test_the_newest_checkpoints_stay(tmp_path, newest, keep, spared, left):
     assert removed == [f"iter_{i:07d}" for i in range(10, 70, 10) if i not in left]
 
 
+def test_multiples_of_the_retained_interval_stay(tmp_path):
+    for iteration in (10, 20, 30, 40, 50, 60):
+        iteration_directory(tmp_path, iteration).mkdir()
+    assert remove_oldest(tmp_path, 60, 2, retain_every=30) == [
+        f"iter_{iteration:07d}" for iteration in (10, 20, 40)
+    ]
+    assert names(tmp_path) == [f"iter_{iteration:07d}" for iteration in (30, 50, 60)]
+
+
 def test_a_removal_that_stops_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
     def stop(*arguments, **options):
         raise Stopped
