@@ -17,10 +17,10 @@ NAN = float("nan")
 
 @contextmanager
 def spoilt_forward(kind: str, rank: int, microbatches: tuple[int, ...]) -> Iterator[None]:
-    """Make the output (or its gradient) of some forward passes on one rank a NaN.
+    """Make the output (or its gradient) of some forward passes on one rank a NaN, or large.
 
     Args:
-        kind: "loss" or "gradient".
+        kind: "loss", "gradient", or "spike", which makes losses a hundred times what they are.
         microbatches: which calls of the model, counted from 0 over the whole run.
     """
     from megatron_llava.models.llava import LlavaModel
@@ -31,8 +31,8 @@ def spoilt_forward(kind: str, rank: int, microbatches: tuple[int, ...]) -> Itera
         output = original(self, batch)
         if next(calls) not in microbatches or torch.distributed.get_rank() != rank:
             return output
-        if kind == "loss":
-            return output * NAN
+        if kind != "gradient":
+            return output * (NAN if kind == "loss" else 100.0)
         output.register_hook(lambda gradient: gradient * NAN)
         return output
 

@@ -63,6 +63,16 @@ def check_schedule(config: RunConfig) -> None:
         )
 
 
+def check_spikes(config: RunConfig) -> None:
+    """A window belongs to a factor."""
+    training = config.training
+    if "loss_spike_window" in config.explicit and training.loss_spike_factor is None:
+        raise ValueError(
+            f"--loss-spike-window {training.loss_spike_window} is for --loss-spike-factor, which "
+            "is not given: add it, or drop the flag"
+        )
+
+
 def check_tunable_parts(config: RunConfig) -> None:
     """Something known is trained, and every rate belongs to a trained part."""
     parts = config.training.mm_tunable_parts

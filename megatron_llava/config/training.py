@@ -95,9 +95,23 @@ class TrainingConfig:
     )
     max_skipped_steps: int = flag(
         10,
-        "Steps with a loss or gradient that is not finite that a run may skip, without any change "
-        "of the weights, before it ends; 0 ends it at the first",
+        "Steps with a loss or gradient that is not finite, or with a loss beyond "
+        "--loss-spike-factor, that a run may skip, without any change of the weights, before it "
+        "ends; 0 ends it at the first",
         minimum=0,
+    )
+    loss_spike_factor: float | None = flag(
+        None,
+        "Skip a step, counted in --max-skipped-steps, whose loss is more than this many times the "
+        "median of the last --loss-spike-window losses",
+        above=1,
+        default_text="off",
+    )
+    loss_spike_window: int = flag(
+        100,
+        "Losses that --loss-spike-factor takes the median of; no step is skipped before there are "
+        "as many",
+        minimum=1,
     )
     eval_interval: int | None = flag(
         None, "Steps between evaluations on --valid-data-path", minimum=1, default_text="never"

@@ -45,6 +45,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_model.check_sequence(config)
     rules_training.check_pack_cost(config)
     rules_training.check_schedule(config)
+    rules_training.check_spikes(config)
     rules_training.check_tunable_parts(config)
     rules_lora.check_lora(config)
     rules_training.check_recompute(config)

@@ -7,7 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ class TrainingState:
     data_fingerprint: str
     """Identifies the store, the packing and the seed that ``consumed_packs`` counts in."""
     skipped_steps: int
-    """Steps of the run that changed nothing because a number was none."""
+    """Steps of the run that changed nothing because a number was none or too large."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What ``SpikeGuard`` remembers; nothing where there is none."""
 
 
 def save_training_state(
@@ -87,6 +89,8 @@ def save_training_state(
         "has_optimizer": with_optimizer,
         "optimizer_kind": optimizer_kind(state.optimizer, state.models),
     }
+    if state.recent_losses:
+        content["recent_losses"] = state.recent_losses
     if with_optimizer:
         assert state.optimizer is not None and state.scheduler is not None
         allocate_adam_state(state.optimizer, state.iteration)
@@ -216,6 +220,7 @@ def load_training_state(
     state.consumed_packs = common["consumed_packs"]
     # Checkpoints of older versions do not have it: a step that could not be used ended the run.
     state.skipped_steps = common.get("skipped_steps", 0)
+    state.recent_losses = common.get("recent_losses", [])
     return remarks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from megatron_llava.training.checkpointing import TrainingState
 from megatron_llava.training.interval import Interval
 from megatron_llava.training.run_saves import RunSaves
 from megatron_llava.training.skipping import SkippedSteps, TrainingDiverged, check_weights
+from megatron_llava.training.spikes import SpikeGuard
 from megatron_llava.training.start import how_to_go_on
 from megatron_llava.training.step import StepResult, run_batches, train_step
 from megatron_llava.training.taken import Taken
@@ -55,6 +57,7 @@ class Trainer:
         saves: writes the checkpoints.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
+        spike_guard: limits the loss of a step, None without --loss-spike-factor.
         stopped: some rank received SIGTERM before the last step.
     """
 
@@ -69,6 +72,7 @@ class Trainer:
     reporter: Reporter
     saves: RunSaves
     skipped_steps: SkippedSteps
+    spike_guard: SpikeGuard | None = None
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
@@ -170,6 +174,7 @@ class Trainer:
             consumed_packs=self.source.consumed_packs,
             data_fingerprint=self.source.schedule.fingerprint,
             skipped_steps=self.skipped_steps.count,
+            recent_losses=self.spike_guard.losses if self.spike_guard is not None else [],
         )
         with self.parameters_in_place():
             check_weights(self.wrapped, self.iteration)
@@ -218,6 +223,7 @@ class Trainer:
             self.source.num_microbatches,
             rows,
             self.config.training.loss_reduction,
+            largest_loss=self.spike_guard.limit if self.spike_guard is not None else math.inf,
         )
         self._count(taken, self.source.data_seconds - waited)
         self.iteration += 1
@@ -226,6 +232,8 @@ class Trainer:
             self.reporter.message(
                 self.skipped_steps.add(self.iteration, result, reduction, self.source, first)
             )
+        elif self.spike_guard is not None and result.loss_count:
+            self.spike_guard.add(result.loss)
         return result
 
     def _count(self, taken: Taken, data_seconds: float) -> None:

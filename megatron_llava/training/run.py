@@ -34,6 +34,7 @@ from megatron_llava.training.optimizer import build_optimizer, build_scheduler
 from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
 from megatron_llava.training.run_saves import RunSaves
 from megatron_llava.training.skipping import SkippedSteps
+from megatron_llava.training.spikes import SpikeGuard
 from megatron_llava.training.start import (
     adapted_checkpoint,
     adapter_record,
@@ -152,9 +153,18 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         skipped_steps=SkippedSteps(
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
+        spike_guard=_spike_guard(config, state.recent_losses),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
+
+
+def _spike_guard(config: RunConfig, losses: list[float]) -> SpikeGuard | None:
+    """What --loss-spike-factor asks for, with the losses before a resumption."""
+    factor = config.training.loss_spike_factor
+    if factor is None:
+        return None
+    return SpikeGuard(factor, config.training.loss_spike_window, losses)
 
 
 def _started_from(config: RunConfig, start: tuple[str, Iteration] | None) -> Iteration | None:

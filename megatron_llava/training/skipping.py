@@ -1,4 +1,4 @@
-"""Steps that are given up because a number is none: named, counted and limited."""
+"""Steps that are given up because a number is none or too large: named, counted and limited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REMEDY = "lower --lr, lengthen the warmup, or look at these samples with tools/
 
 
 class TrainingDiverged(ValueError):
-    """Too many steps, or the weights, are no numbers; the message is one line for the user."""
+    """Too many steps were given up, or weights are no numbers; one line for the user."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +52,12 @@ class SkippedSteps:
         if not math.isfinite(result.loss):
             reason = f"the loss is {result.loss} over {result.loss_count} {COUNTED[reduction]}"
             samples = f"not finite on {source.samples_of(packs)}"
+        elif result.loss > result.largest_loss:
+            reason = (
+                f"the loss {result.loss:.6g} is more than the {result.largest_loss:.6g} that "
+                "--loss-spike-factor allows after the last steps"
+            )
+            samples = f"the step held {source.samples_of(packs)}"
         else:
             reason = f"the gradient is not finite at a loss of {result.loss:.6g}"
             samples = f"the step held {source.samples_of(packs)}"

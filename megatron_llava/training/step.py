@@ -38,7 +38,10 @@ class StepResult:
     learning_rates: dict[str, float]
     """The rates of this step, as ``optimizer.learning_rates`` names them."""
     skipped: bool
-    """The loss or the gradient is not finite: weights, moments and schedule are as they were."""
+    """The loss or the gradient is not finite, or the loss too large: weights, moments and schedule
+    are as they were."""
+    largest_loss: float
+    """What the loss could have been at most; infinite where nothing limits it."""
     microbatches_not_finite: tuple[int, ...]
     """Of this rank those with a loss that is not finite; the last pipeline stage knows."""
 
@@ -150,10 +153,12 @@ def train_step(
     num_microbatches: int,
     rows: int,
     reduction: str = "token",
+    largest_loss: float = math.inf,
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
-    Where the loss or the gradient is not finite on any rank, all ranks skip the update.
+    Where the loss or the gradient is not finite on any rank, or the loss of all of them is more
+    than ``largest_loss``, all ranks skip the update.
     """
     for part in wrapped:
         part.zero_grad_buffer()
@@ -169,15 +174,17 @@ def train_step(
     rates = learning_rates(optimizer)
     grad_norm = gradient_norm(optimizer) if batch.finite else math.nan
     # Finite gradients have an infinite norm where their squares overflow.
-    skipped = not math.isfinite(grad_norm)
+    loss = batch.total / max(batch.count, 1)
+    skipped = not math.isfinite(grad_norm) or loss > largest_loss
     if not skipped:
         update(optimizer, grad_norm)
         scheduler.step(increment=1)
     return StepResult(
-        loss=batch.total / max(batch.count, 1),
+        loss=loss,
         loss_count=batch.count,
         grad_norm=grad_norm,
         learning_rates=rates,
         skipped=skipped,
+        largest_loss=largest_loss,
         microbatches_not_finite=batch.microbatches_not_finite,
     )

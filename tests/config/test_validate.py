@@ -227,6 +227,7 @@ REFUSED = [
         2,
         "--recompute-num-layers 3|2 layers of a pipeline stage",
     ),
+    ({"loss_spike_window": 5}, 1, "--loss-spike-window 5|--loss-spike-factor"),
     ({"eval_interval": 5}, 1, "--eval-interval 5 needs --valid-data-path"),
     ({"valid_data_path": "v"}, 1, "--valid-data-path v|--eval-interval"),
     ({"save": "out"}, 1, "--save out needs --save-interval"),

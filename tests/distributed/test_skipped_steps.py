@@ -108,3 +108,39 @@ def test_weights_that_are_no_numbers_are_not_saved(pool, setup, tmp_path):
         assert error.startswith("step 0: some weights are not finite: nothing was saved")
         assert "--lr" in error and "\n" not in error
     assert not list(tmp_path.glob("run/iter*"))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "flags", "rank"),
+    [(4, [*TP2_PP2, "--sequence-parallel"], 3), (2, OVERLAPS, 1)],
+    ids=["tp2-pp2", "dp2-overlaps"],
+)
+def test_a_loss_far_above_those_before_is_skipped_on_all_ranks(
+    pool, setup, tmp_path, world_size, flags, rank
+):
+    """Step 3, the first after a resumption: what was seen before that is remembered."""
+    fault = ("spike", rank, (1,))
+    command = arguments(setup, *flags, "--loss-spike-factor=3", "--loss-spike-window=2")
+    saving = [f"--save={tmp_path}", f"--load={tmp_path}", "--save-interval=2"]
+    pool.run(train, [*command, *saving, "--exit-interval=2"], world_size=world_size)
+    results = pool.run(train_spoilt, [*command, *saving], *fault, world_size=world_size)
+    steps = results[0]["steps"]
+    assert [step["iteration"] for step in steps] == [3, 4, 5]
+    assert [step["skipped steps"] for step in steps] == [1, 1, 1]
+    assert math.isfinite(steps[0]["grad norm"]) and steps[0]["lm loss"] > 3 * steps[1]["lm loss"]
+    for result in results:
+        (message,) = (text for text in result["messages"] if "skipped" in text)
+        assert message.startswith("step 3: the loss ") and "--loss-spike-factor" in message
+        assert f"; the step held {result['samples of step 3']}; " in message
+        assert "1 of --max-skipped-steps 10" in message and "\n" not in message
+    if world_size == 2:
+        assert_same_weights(results[:1], results[1:])
+
+
+def test_a_guard_that_sees_no_spike_changes_nothing(pool, setup):
+    plain, guarded = (
+        pool.run(train, arguments(setup, *flags), with_shards=True)
+        for flags in ((), ("--loss-spike-factor=3", "--loss-spike-window=2"))
+    )
+    assert plain[0]["steps"] == guarded[0]["steps"]
+    assert_same_weights(guarded, plain)

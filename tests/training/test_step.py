@@ -76,6 +76,32 @@ def test_the_gradient_norm_is_that_before_clipping(make_parts, batches):
     assert result.grad_norm > 1e-3
 
 
+@pytest.mark.parametrize("clip_grad", [0.0, 1e-3, 1e6])
+def test_what_is_updated_with_has_at_most_the_clipped_norm(make_parts, batches, clip_grad):
+    parts = make_parts(clip_grad=clip_grad)
+    before = parts.step(*batches).grad_norm
+    gradients = [parameter.main_grad.double().flatten() for parameter in parts.model.parameters()]
+    allowed = min(before, clip_grad) if clip_grad else before
+    assert float(torch.cat(gradients).norm()) == pytest.approx(allowed, rel=1e-4)
+
+
+def test_a_loss_beyond_the_limit_changes_nothing(make_parts, batches):
+    from megatron_llava.training.step import train_step
+
+    parts = make_parts()
+    rows, before = len(batches[0].position_ids), parts.weights()
+
+    def step(limit):
+        given = (parts.wrapped, parts.optimizer, parts.scheduler, iter(batches), 2, rows)
+        return train_step(*given, largest_loss=limit)
+
+    first = step(1.0)
+    assert first.skipped and first.loss > first.largest_loss == 1.0
+    assert all(torch.equal(old, parts.weights()[name]) for name, old in before.items())
+    again = step(first.loss)
+    assert not again.skipped and again.loss == first.loss
+
+
 def test_the_rate_reported_is_the_one_that_was_used(make_parts, batches):
     parts = make_parts(lr_warmup_iters=2)
     before = parts.weights()
