@@ -15,6 +15,7 @@ from megatron_llava.config.log import LoggingConfig
 from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.model import ImageConfig, LanguageConfig, VisionConfig
 from megatron_llava.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_llava.config.profiling import ProfilingConfig
 from megatron_llava.config.training import (
     PARTS_WITH_ADAPTERS,
     OptimizationConfig,
@@ -47,6 +48,7 @@ class RunConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
     sources: Mapping[str, Source] = field(default_factory=dict)
     config_file: str | None = None
 

@@ -12,6 +12,7 @@ from megatron_llava.config import (
     rules_lora,
     rules_model,
     rules_pipeline,
+    rules_profiling,
     rules_training,
 )
 from megatron_llava.config.model_yaml import MAY_STAY_UNSET
@@ -52,6 +53,8 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_training.check_evaluation(config)
     rules_training.check_saving(config)
     rules_training.check_loading(config)
+    rules_profiling.check_profiling(config, world_size)
+    rules_profiling.check_memory_history(config)
 
 
 def _check_values(config: RunConfig) -> None:

@@ -20,6 +20,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.step_flops import step_flops
 from megatron_llava.parallel.trained import trained
+from megatron_llava.platform.profile_window import ProfileWindow
 from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import TrainingState
@@ -57,6 +58,7 @@ class Trainer:
         saves: writes the checkpoints.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
+        profile: profiles some steps on this rank, None where none are.
         spike_guard: limits the loss of a step, None without --loss-spike-factor.
         stopped: some rank received SIGTERM before the last step.
     """
@@ -73,6 +75,7 @@ class Trainer:
     saves: RunSaves
     skipped_steps: SkippedSteps
     spike_guard: SpikeGuard | None = None
+    profile: ProfileWindow | None = None
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
@@ -105,6 +108,9 @@ class Trainer:
             # What was saved before is good.
             self.finish_saves()
             raise
+        finally:
+            if self.profile is not None:
+                self.profile.close()
         if checkpoint.save is not None and self.saved_at != self.iteration:
             self.save()
         self.finish_saves()
@@ -117,6 +123,8 @@ class Trainer:
         """Steps, evaluations and saves until something ends the run."""
         training, checkpoint = self.config.training, self.config.checkpoint
         while self.iteration < training.train_iters:
+            if self.profile is not None:
+                self.profile.advance_to(self.iteration)
             result = self._step()
             self.reporter.advance_to(self.iteration)
             if self._due(self.config.logging.log_interval) or self.iteration == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
+from megatron_llava.platform.memory_history import memory_history, snapshot_file
+from megatron_llava.platform.profile_window import ProfileWindow
 from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
@@ -61,7 +63,11 @@ def run_training(
     Raises:
         ValueError: one line for the user: data, checkpoint or divergence.
     """
-    with open_trainer(config, device, reporter) as trainer:
+    with ExitStack() as stack:
+        if config.profiling.record_memory_history:
+            file = snapshot_file(config.profiling.memory_snapshot_path, dist.get_rank())
+            stack.enter_context(memory_history(file))
+        trainer = stack.enter_context(open_trainer(config, device, reporter))
         trainer.run(stop_signal)
     return trainer
 
@@ -154,6 +160,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
         spike_guard=_spike_guard(config, state.recent_losses),
+        profile=_profile_window(config),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
@@ -165,6 +172,18 @@ def _spike_guard(config: RunConfig, losses: list[float]) -> SpikeGuard | None:
     if factor is None:
         return None
     return SpikeGuard(factor, config.training.loss_spike_window, losses)
+
+
+def _profile_window(config: RunConfig) -> ProfileWindow | None:
+    """What --profile asks of this rank."""
+    profiling, rank = config.profiling, dist.get_rank()
+    if not profiling.profile or rank not in map(int, profiling.profile_ranks):
+        return None
+    start, end, trace = profiling.profile_step_start, profiling.profile_step_end, None
+    if profiling.use_pytorch_profiler:
+        name = f"rank-{rank}.steps-{start + 1}-{end}.pt.trace.json"
+        trace = Path(config.logging.tensorboard_dir) / name
+    return ProfileWindow(start, end, trace)
 
 
 def _started_from(config: RunConfig, start: tuple[str, Iteration] | None) -> Iteration | None:

@@ -124,15 +124,17 @@ def check_outputs(config: RunConfig) -> None:
     """Find what cannot be written now, not at the first save or when the ranks have met.
 
     Raises:
-        ValueError: --save, --log-file or --tensorboard-dir cannot be made or written.
+        ValueError: a folder or file that a flag names cannot be made or written.
     """
-    log_file = config.logging.log_file
+    log_file, profiling = config.logging.log_file, config.profiling
+    snapshot = profiling.memory_snapshot_path if profiling.record_memory_history else None
     if log_file is not None and Path(log_file).is_dir():
         raise ValueError(f"--log-file {log_file} is a folder: name a file in it")
     for option, path, folder in (
         ("--save", config.checkpoint.save, config.checkpoint.save),
         ("--log-file", log_file, log_file and Path(log_file).absolute().parent),
         ("--tensorboard-dir", config.logging.tensorboard_dir, config.logging.tensorboard_dir),
+        ("--memory-snapshot-path", snapshot, snapshot and Path(snapshot).absolute().parent),
     ):
         if folder is None:
             continue

@@ -8,6 +8,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
 
 FULL = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+PROFILE = {"profile": True, "train_iters": 20}
 FP8 = {"fp8_format": "hybrid", "transformer_impl": "transformer_engine", "bf16": True}
 TP2 = {"tensor_model_parallel_size": 2}
 
@@ -245,6 +246,16 @@ REFUSED = [
         1,
         "--save-retain-interval 20 is no multiple of --save-interval 6",
     ),
+    ({"profile_step_start": 3}, 1, "--profile-step-start|--profile,"),
+    ({"use_pytorch_profiler": True}, 1, "--use-pytorch-profiler|--profile,"),
+    ({**PROFILE, "profile_step_start": 12}, 1, "--profile-step-start 12|-end 12"),
+    ({**PROFILE, "train_iters": 11}, 1, "--profile-step-end 12|--train-iters 11"),
+    ({**PROFILE, "profile_ranks": ("0", "2")}, 2, "--profile-ranks: '2'|0 to 1"),
+    ({**PROFILE, "profile_ranks": ("all",)}, 2, "--profile-ranks: 'all'"),
+    ({**PROFILE, "use_pytorch_profiler": True}, 1, "--use-pytorch-profiler|--tensorboard-dir"),
+    ({**PROFILE, "device": "cpu"}, 1, "--profile on --device cpu|--use-pytorch-profiler"),
+    ({"record_memory_history": True, "device": "cpu"}, 1, "--record-memory-history|--device"),
+    ({"memory_snapshot_path": "a"}, 1, "--memory-snapshot-path a|--record-memory-history"),
     ({"async_save": True}, 1, "--async-save|--save,"),
     ({"no_ckpt_fully_parallel_save": True}, 1, "--no-ckpt-fully-parallel-save|--save,"),
     ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),

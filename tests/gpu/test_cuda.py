@@ -129,3 +129,28 @@ def test_a_checkpoint_of_the_gpu_resumes_and_answers(run_folder, tmp_path):
     evaluate += ["--input", run_folder / "data.json", "--image-folder", run_folder]
     said = command(*evaluate, "--conversation-template", "v1", "--max-new-tokens", 4)
     assert "32 questions" in said
+
+
+def test_the_snapshot_of_memory_that_ran_out_has_what_was_allocated(tmp_path):
+    import pickle
+
+    from megatron_llava.platform.memory_history import memory_history
+
+    file = tmp_path / "snapshot.pickle"
+    with pytest.raises(torch.OutOfMemoryError), memory_history(file):
+        held = torch.zeros(3 * 2**20, dtype=torch.uint8, device="cuda")
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+    snapshot = pickle.loads(file.read_bytes())
+    sizes = [b["size"] for segment in snapshot["segments"] for b in segment["blocks"]]
+    assert held.numel() in sizes
+
+
+def test_steps_are_marked_for_nsight():
+    from megatron_llava.platform.profile_window import ProfileWindow
+
+    window = ProfileWindow(1, 2, None)
+    for done in range(4):
+        window.advance_to(done)
+        torch.zeros(3, device="cuda").add_(1)
+        assert (window._running is not None) == (done == 1)
+    window.close()

@@ -180,6 +180,14 @@ def test_a_log_that_is_a_folder_is_an_error_before_the_run(tmp_path):
     assert message == f"--log-file {tmp_path} is a folder: name a file in it"
 
 
+def test_a_snapshot_that_cannot_be_written_is_an_error_before_the_run(tmp_path):
+    (tmp_path / "file").touch()
+    path = str(tmp_path / "file" / "snapshot.pickle")
+    check_outputs(config_of(memory_snapshot_path=path))
+    config = config_of(memory_snapshot_path=path, record_memory_history=True)
+    assert error_of(config, check_outputs).startswith(f"--memory-snapshot-path {path}: ")
+
+
 def test_nothing_is_made_by_the_check(tmp_path):
     check_outputs(config_of())
     check_outputs(config_of(save=str(tmp_path)))
