@@ -93,6 +93,20 @@ class TrainingConfig:
         "What weighs alike in a global batch: every supervised token, every sample, or every pack "
         "(the mean of means of older trainers)",
     )
+    text_loss_coeff: float = flag(
+        1.0, "Weight of the text loss; 0 leaves --align-loss-coeff alone", minimum=0
+    )
+    align_loss_coeff: float = flag(
+        0.0,
+        "Weight of the alignment loss of stage 1: the mean squared difference between the mean "
+        "image feature and the mean embedding of the supervised tokens of a sample; 0 turns it off",
+        minimum=0,
+    )
+    align_loss_pooling: Literal["mean", "token"] = flag(
+        "mean",
+        "token compares feature by feature in samples with as many supervised tokens as image "
+        "rows, and means in the others",
+    )
     max_skipped_steps: int = flag(
         10,
         "Steps with a loss or gradient that is not finite, or with a loss beyond "

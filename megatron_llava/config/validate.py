@@ -48,6 +48,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_training.check_schedule(config)
     rules_training.check_spikes(config)
     rules_training.check_tunable_parts(config)
+    rules_training.check_losses(config)
     rules_lora.check_lora(config)
     rules_training.check_recompute(config)
     rules_training.check_evaluation(config)

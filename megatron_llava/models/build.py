@@ -9,6 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron_llava.config.parallel import ParallelConfig, PrecisionConfig
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig
+from megatron_llava.models.alignment import AlignmentLoss
 from megatron_llava.models.core_config import (
     language_transformer_config,
     projector_transformer_config,
@@ -84,7 +85,17 @@ def build_llava_model(
         image_settings(config),
         _view_group(config.parallel),
         _fp8_scales(config.precision, language_model) if config.precision.fp8_emulation else None,
+        _alignment(config),
     )
+
+
+def _alignment(config: RunConfig) -> AlignmentLoss | None:
+    """The loss that --align-loss-coeff adds, if it does."""
+    if not config.training.align_loss_coeff:
+        return None
+    shares = config.parallel.context_parallel_size > 1
+    group = parallel_state.get_context_parallel_group() if shares else None
+    return AlignmentLoss(config.training, group)
 
 
 def _fp8_scales(precision: PrecisionConfig, language_model: GPTModel) -> DelayedScales | None:

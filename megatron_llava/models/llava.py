@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
+from megatron_llava.models.alignment import AlignmentLoss
 from megatron_llava.models.image_rows import add_image_rows, position_rows, special_rows
 from megatron_llava.models.projector import DeepProjector, Projector
 from megatron_llava.models.specs import PackedSequences
@@ -47,6 +48,7 @@ class LlavaModel(MegatronModule):
         settings: how pixels are normalised, and which learned rows images have.
         view_group: the ranks that share the views of a pack, None where each has all of its packs.
         fp8_scales: of the decoder's linears, with emulated FP8 and delayed scaling.
+        alignment: the loss that stage 1 may add while training, None without one.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class LlavaModel(MegatronModule):
         settings: ImageSettings,
         view_group: dist.ProcessGroup | None = None,
         fp8_scales: DelayedScales | None = None,
+        alignment: AlignmentLoss | None = None,
     ) -> None:
         super().__init__(config=config)
         self.language_model = language_model
@@ -73,6 +76,7 @@ class LlavaModel(MegatronModule):
         self.image_settings = settings
         self.view_group = view_group
         self.fp8_scales = fp8_scales
+        self.alignment = alignment
         if self.pre_process:
             assert vision_model is not None and vision_projection is not None
             self.vision_model = vision_model
@@ -136,6 +140,12 @@ class LlavaModel(MegatronModule):
             PackPlan.of(batch),
             position_rows(self),
         )
+        if self.alignment is not None and self.training:
+            with torch.no_grad():
+                caption_LH = self.language_model.embedding.word_embeddings(batch.loss_labels[None])
+            packed_RH = self.alignment.attach(
+                packed_RH, len(features_FH), caption_LH[0], batch, self.config.grad_scale_func
+            )
         rows_RBH = packed_RH[:, None]
         if self.config.sequence_parallel:
             rows_RBH = tensor_parallel.scatter_to_sequence_parallel_region(rows_RBH)
@@ -148,6 +158,8 @@ class LlavaModel(MegatronModule):
             On the last stage the loss of each loss row, float32 [L] (of a pack without loss rows:
             one zero). Elsewhere the hidden states [R, 1, H].
         """
+        if self._aligns_only():
+            return self.embed(batch).float().sum()[None] * 0.0
         hidden_RBH = self.decode(batch)
         if not self.post_process:
             return hidden_RBH
@@ -158,6 +170,11 @@ class LlavaModel(MegatronModule):
         logits_LW = self.logits(hidden_RBH, rows)
         losses_L = tensor_parallel.vocab_parallel_cross_entropy(logits_LW.float(), labels)
         return losses_L * scale
+
+    def _aligns_only(self) -> bool:
+        """Whether nothing depends on the decoder, which this stage has all of."""
+        alone = self.alignment is not None and self.alignment.alone and self.training
+        return alone and self.pre_process and self.post_process and self.fp8_scales is None
 
     def decode(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [R, 1, H] after this stage's decoder layers; arguments as ``embed``."""

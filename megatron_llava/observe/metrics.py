@@ -102,8 +102,8 @@ class Reporter:
         """Report one log interval.
 
         Args:
-            values: "lm loss", "grad norm", the learning rates and "skipped steps", in the order to
-                be shown; null in the file where one is not finite.
+            values: losses, "grad norm", the learning rates and "skipped steps", in the order to be
+                shown; null in the file where one is not finite.
         """
         if not self.active:
             return

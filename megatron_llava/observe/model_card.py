@@ -95,7 +95,7 @@ def _records(path: Path) -> dict[int, dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            if "lm loss" in record:
+            if "lm loss" in record or "align loss" in record:
                 found[int(record["iteration"])] = record
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}:{number}: not a line of a log ({error})") from None
@@ -199,7 +199,8 @@ def _stage(stage: Stage, machine: str | None) -> Iterable[tuple[str, str]]:
     yield "Steps", f"{steps:,}" + ("" if stage.steps else " (planned)")
     if stage.steps:
         yield "Samples seen", _count(round(stage.total("samples/s")))
-        yield "Last loss", f"{stage.steps[stage.last_step]['lm loss']}"
+        last = stage.steps[stage.last_step]
+        yield "Last loss", f"{last['lm loss'] if 'lm loss' in last else last['align loss']}"
         if machine is not None:
             yield "Compute (GPUs x hours)", f"{machine} x {stage.hours:.1f}"
     yield "Precision", "bfloat16" if config.precision.bf16 else "float32"

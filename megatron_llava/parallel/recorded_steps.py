@@ -20,7 +20,7 @@ from megatron_llava.parallel.shards import (
 )
 
 _SHARDS, _VALUES = "shards.json", "values.json"
-_COMPARED = ("lm loss", "grad norm")
+_COMPARED = ("lm loss", "align loss", "grad norm")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ def compare_steps(first: RecordedStep, second: RecordedStep, tolerances: Toleran
     _compare_replicas("second", second, tolerances.replicas)
     apart = _apart(first, second)
     beyond = [one for one in apart if not one.relative <= tolerances.weights]
-    said = [_compare_value(name, first, second, tolerances.values) for name in _COMPARED]
+    said = [
+        _compare_value(name, first, second, tolerances.values)
+        for name in _COMPARED
+        if name in first.values
+    ]
     wrong = [text for text, agrees in said if not agrees]
     if beyond:
         worst = max(beyond, key=lambda one: (np.nan_to_num(one.relative, nan=np.inf), one.key))

@@ -232,6 +232,7 @@ class Trainer:
             rows,
             self.config.training.loss_reduction,
             largest_loss=self.spike_guard.limit if self.spike_guard is not None else math.inf,
+            text_loss_coeff=self.config.training.text_loss_coeff,
         )
         self._count(taken, self.source.data_seconds - waited)
         self.iteration += 1
@@ -262,8 +263,10 @@ class Trainer:
         )
 
     def _report(self, result: StepResult) -> None:
-        values = {
-            "lm loss": result.loss,
+        values = {} if self.config.training.text_loss_coeff == 0 else {"lm loss": result.loss}
+        if result.align_loss is not None:
+            values["align loss"] = result.align_loss
+        values |= {
             **result.learning_rates,
             "grad norm": result.grad_norm,
             "skipped steps": self.skipped_steps.count,

@@ -33,6 +33,8 @@ class StepResult:
     """Mean loss over the global batch, as --loss-reduction weighs it."""
     loss_count: int
     """What that is the mean of: supervised tokens, samples or packs."""
+    align_loss: float | None
+    """Mean of --align-loss-coeff's loss, weighed alike; None where that is off."""
     grad_norm: float
     """Norm of the gradient before clipping."""
     learning_rates: dict[str, float]
@@ -52,6 +54,8 @@ class BatchesResult:
 
     total: float
     """Sum of the losses."""
+    align_total: float | None
+    """Sum of the alignment losses, None where those are off."""
     count: int
     """What was counted, see ``reduced_loss``."""
     finite: bool
@@ -61,7 +65,7 @@ class BatchesResult:
 
 
 def reduced_loss(
-    reduction: str, batch: TensorBatch, losses: torch.Tensor
+    reduction: str, batch: TensorBatch, losses: torch.Tensor, weight: float = 1.0
 ) -> tuple[torch.Tensor, Any, Any]:
     """The loss of one microbatch as core wants it: sum, count, and what to report.
 
@@ -74,6 +78,7 @@ def reduced_loss(
             with the mean of its tokens; "microbatch-mean" counts packs that have any, likewise.
         batch: the pack, or this rank's share of it.
         losses: float32, the loss of each loss row here.
+        weight: of the loss beside others; what is reported is without it.
     """
     rows, tokens = batch.loss_rows.numel(), batch.sample_loss_tokens
     if reduction == "token":
@@ -87,15 +92,16 @@ def reduced_loss(
     if reduction != "token" and not batch.counts_samples:
         count = 0
     counted = torch.as_tensor(count, dtype=torch.int, device=losses.device)
-    return total, counted, torch.stack((total.detach().double(), counted.double()))
+    report = torch.stack((total.detach().double(), counted.double()))
+    return total if weight == 1.0 else total * weight, counted, report
 
 
 def forward_step(
-    batches: Iterator[TensorBatch], model: torch.nn.Module, *, reduction: str
+    batches: Iterator[TensorBatch], model: torch.nn.Module, *, reduction: str, weight: float
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch through this pipeline stage (core's forward_step_func protocol)."""
     batch = next(batches)
-    return model(batch), partial(reduced_loss, reduction, batch)
+    return model(batch), partial(reduced_loss, reduction, batch, weight=weight)
 
 
 def run_batches(
@@ -106,15 +112,17 @@ def run_batches(
     *,
     reduction: str,
     forward_only: bool,
+    weight: float = 1.0,
 ) -> BatchesResult:
     """Run the microbatches of one global batch.
 
     Args:
         rows: rows of every pack of this step; pipeline stages exchange tensors of this length.
         reduction: what counts alike, see ``reduced_loss``.
+        weight: of the text loss in the gradient.
     """
     reports = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, reduction=reduction),
+        forward_step_func=partial(forward_step, reduction=reduction, weight=weight),
         # Each virtual stage runs every microbatch, at another time.
         data_iterator=list(tee(batches, len(wrapped))) if len(wrapped) > 1 else batches,
         model=wrapped,
@@ -125,20 +133,26 @@ def run_batches(
     )
     device = next(wrapped[0].parameters()).device
     last_stage = parallel_state.is_pipeline_last_stage()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    alignments = _of_parts(wrapped, "alignment")
+    sums = torch.zeros(4 if alignments else 3, dtype=torch.float64, device=device)
+    for alignment in alignments:
+        sums[3] += alignment.take().to(device)
     if last_stage:
         sums[:2] = torch.stack(list(reports)).sum(0).to(device)
     # Every rank learns of a gradient that is not finite on any: all of them must skip the step.
     sums[2] = 0.0 if forward_only else float(not gradients_are_finite(wrapped))
     dist.all_reduce(sums)
     # Every tensor-parallel rank of the last stage counted the same microbatches.
-    sums[:2] /= parallel_state.get_tensor_model_parallel_world_size()
-    total, count, spoilt = sums.tolist()
+    # Those of the first stage likewise its alignment.
+    spoilt = bool(sums[2])
+    sums /= parallel_state.get_tensor_model_parallel_world_size()
+    total, count, _, *align_total = sums.tolist()
     not_finite: tuple[int, ...] = ()
     if last_stage and not math.isfinite(total):
         not_finite = tuple(i for i, report in enumerate(reports) if not report.isfinite().all())
     return BatchesResult(
         total=total,
+        align_total=align_total[0] if align_total else None,
         count=round(count),
         finite=math.isfinite(total) and not spoilt,
         microbatches_not_finite=not_finite,
@@ -154,6 +168,7 @@ def train_step(
     rows: int,
     reduction: str = "token",
     largest_loss: float = math.inf,
+    text_loss_coeff: float = 1.0,
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
@@ -163,24 +178,32 @@ def train_step(
     for part in wrapped:
         part.zero_grad_buffer()
     optimizer.zero_grad()
-    fp8_scales = [get_attr_wrapped_model(part, "fp8_scales", allow_none=True) for part in wrapped]
-    for scales in filter(None, fp8_scales):
+    fp8_scales = _of_parts(wrapped, "fp8_scales")
+    for scales in fp8_scales:
         scales.begin_step()
     batch = run_batches(
-        wrapped, batches, num_microbatches, rows, reduction=reduction, forward_only=False
+        wrapped,
+        batches,
+        num_microbatches,
+        rows,
+        reduction=reduction,
+        forward_only=False,
+        weight=text_loss_coeff,
     )
-    for scales in filter(None, fp8_scales):
+    for scales in fp8_scales:
         scales.end_step()
     rates = learning_rates(optimizer)
     grad_norm = gradient_norm(optimizer) if batch.finite else math.nan
     # Finite gradients have an infinite norm where their squares overflow.
-    loss = batch.total / max(batch.count, 1)
+    count, align_total = max(batch.count, 1), batch.align_total
+    loss = batch.total / count
     skipped = not math.isfinite(grad_norm) or loss > largest_loss
     if not skipped:
         update(optimizer, grad_norm)
         scheduler.step(increment=1)
     return StepResult(
         loss=loss,
+        align_loss=None if align_total is None else align_total / count,
         loss_count=batch.count,
         grad_norm=grad_norm,
         learning_rates=rates,
@@ -188,3 +211,12 @@ def train_step(
         largest_loss=largest_loss,
         microbatches_not_finite=batch.microbatches_not_finite,
     )
+
+
+def _of_parts(wrapped: list[DistributedDataParallel], name: str) -> list[Any]:
+    """An attribute of the parts of this rank's model, of those that have it."""
+    return [
+        value
+        for part in wrapped
+        if (value := get_attr_wrapped_model(part, name, allow_none=True)) is not None
+    ]

@@ -1,4 +1,4 @@
-"""Rules about flags that say how to write and read checkpoints."""
+"""Rules about losses, and about flags that say how to write and read checkpoints."""
 
 import pytest
 
@@ -7,6 +7,8 @@ from megatron_llava.config.validate import validate
 SAVE = {"save": "out", "save_interval": 5}
 DISTRIBUTED = {"use_distributed_optimizer": True}
 RESHARDABLE = {"dist_ckpt_optim_fully_reshardable": True}
+ALIGN = {"align_loss_coeff": 1.0, "mm_tunable_parts": ("mm_mlp_adapter",)}
+ALIGN_AND_TRAIN = {**ALIGN, "mm_tunable_parts": ("mm_mlp_adapter", "mm_language_model")}
 PARALLEL_LOAD = {"ckpt_fully_parallel_load": True}
 
 
@@ -16,6 +18,8 @@ PARALLEL_LOAD = {"ckpt_fully_parallel_load": True}
         {**RESHARDABLE, **DISTRIBUTED, **SAVE},
         {**PARALLEL_LOAD, "load": "in"},
         {**PARALLEL_LOAD, "pretrained_checkpoint": "in"},
+        ALIGN_AND_TRAIN,
+        {**ALIGN, "text_loss_coeff": 0.0, "align_loss_pooling": "token"},
     ],
 )
 def test_flags_that_do_something_pass(make_config, changes):
@@ -30,6 +34,17 @@ def test_flags_that_do_something_pass(make_config, changes):
             {**RESHARDABLE, **SAVE},
             "--dist-ckpt-optim-fully-reshardable|--use-distributed-optimizer, which is not given",
         ),
+        ({"text_loss_coeff": 0.0}, "--text-loss-coeff 0|--align-loss-coeff"),
+        ({"align_loss_pooling": "token"}, "--align-loss-pooling token|--align-loss-coeff"),
+        ({"align_loss_coeff": 2.0}, "--align-loss-coeff 2|--mm-tunable-parts|mm_vision_tower"),
+        (
+            {"align_loss_coeff": 2.0, "mm_tunable_parts": ("mm_language_model",)},
+            "--align-loss-coeff 2|mm_mlp_adapter",
+        ),
+        (
+            {**ALIGN_AND_TRAIN, "text_loss_coeff": 0.0},
+            "--text-loss-coeff 0|mm_language_model|--mm-tunable-parts",
+        ),
         (PARALLEL_LOAD, "--ckpt-fully-parallel-load|--load or --pretrained-checkpoint"),
     ],
 )
@@ -39,3 +54,9 @@ def test_flags_that_would_do_nothing_are_refused(make_config, changes, parts):
     message = str(caught.value)
     assert all(part in message for part in parts.split("|")), message
     assert "\n" not in message
+
+
+def test_tokens_are_not_paired_across_ranks(make_config):
+    config = make_config(**ALIGN, align_loss_pooling="token", context_parallel_size=2)
+    with pytest.raises(ValueError, match="--align-loss-pooling token .*--context-parallel-size 2"):
+        validate(config, 2)

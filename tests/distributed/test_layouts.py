@@ -28,6 +28,8 @@ FROZEN_TOWER = "--mm-tunable-parts=mm_mlp_adapter,mm_language_model"
 # Columns that pad the vocabulary make the output layer dear, and change nothing else.
 WIDE_OUTPUT = "--make-vocab-size-divisible-by=65536"
 PROJECTOR_ONLY = "--mm-tunable-parts=mm_mlp_adapter"
+# The alignment loss, heavy enough to be seen beside the text's.
+ALIGN = (PROJECTOR_ONLY, "--align-loss-coeff=3e3")
 LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
 # Learned rows that the starting checkpoint lacks.
 IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embedding")
@@ -164,6 +166,14 @@ ROWS = [
     row(LANGUAGE_ONLY, cp=2, tp=2, vision="data"),
     row("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", tp=2, pp=2),
     row("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", cp=2, pp=2, dp=2, **DISTRIBUTED),
+    # The alignment loss of stage 1, whose gradient begins on the first stage.
+    always(*ALIGN, cp=2, pp=2),
+    row(*ALIGN, cp=2, pp=2, dp=2, **OVERLAPPED),
+    row(*ALIGN, tp=2, sp=True, dp=2),
+    row(*ALIGN, "--align-loss-pooling=token", tp=2, pp=2, vision="data"),
+    row(*ALIGN, "--text-loss-coeff=0", pp=2),
+    row(*ALIGN, "--text-loss-coeff=0", "--loss-reduction=sample", cp=4, dp=2, **DISTRIBUTED),
+    row(*ALIGN, "--loss-reduction=microbatch-mean", cp=2, pp=2, vpp_layers=1),
     # Learned rows among the tokens of images and added to their tiles.
     always(*IMAGE_ROWS, cp=2, tp=2, sp=True, vision="data"),
     row(*IMAGE_ROWS, pp=2, dp=2, **OVERLAPPED),
@@ -206,7 +216,8 @@ def parameters_of_grid() -> list:
 def assert_same_steps(steps, expected, tolerance=1e-4):
     assert [step["iteration"] for step in steps] == [step["iteration"] for step in expected]
     for step, reference in zip(steps, expected, strict=True):
-        for name in ("lm loss", "grad norm"):
+        assert step.keys() == reference.keys()
+        for name in {"lm loss", "align loss", "grad norm"} & reference.keys():
             assert step[name] == pytest.approx(reference[name], rel=tolerance), (name, step)
         assert step["lr"] == reference["lr"]
         assert step["samples"] == reference["samples"]
