@@ -128,6 +128,25 @@ def test_logits(pair, size):
     assert float((found - expected).abs().max()) < LOGITS_TOLERANCE
 
 
+def test_only_answers_have_a_loss_and_the_last_image_row_predicts_one(pair):
+    """The first answer stands right behind the image; a question and a second answer follow."""
+    sample = sample_of((60, 130), seed=3)
+    image = int(np.flatnonzero(sample.token_ids == IMAGE_TOKEN_INDEX)[0])
+    sample.label_mask[:] = 0
+    sample.label_mask[[image + 1, image + 2, image + 6, image + 7]] = 1
+    inputs = hf_inputs(pair, sample)
+    with torch.no_grad():
+        logits, labels = pair.hf(**inputs).logits[0], inputs["labels"][0]
+        expected = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="none")
+        batch = our_batch(pair, [sample])
+        found = torch.zeros(len(labels) - 1).index_put((batch.loss_rows,), pair.ours(batch))
+    carries = labels[1:] != IGNORE_INDEX
+    last_image_row = int(torch.nonzero(inputs["input_ids"][0] == IMAGE_TOKEN_ID)[-1])
+    assert carries.sum() == 4 and carries[last_image_row]
+    assert not found[~carries].any() and found[carries].all()
+    assert float((found - expected).abs().max()) < LOGITS_TOLERANCE
+
+
 def hf_loss_and_gradients(pair: Pair, samples: list[Sample]) -> tuple[float, dict[str, Any]]:
     """Summed loss over all labels, sample by sample, and its gradient by hub-layout name."""
     from megatron_llava.convert.hf_reader import detect_layout, hub_name
