@@ -160,6 +160,10 @@ def train_errors(folder: Path) -> dict[str, Case]:
         ),
         "ckpt step": error(tiny(folder, f"--load={root}", "--ckpt-step=9"), "--ckpt-step 9"),
         "pretrained": error(tiny(folder, f"--pretrained-checkpoint={absent}"), f"{absent} holds"),
+        "hf as pretrained": error(
+            tiny(folder, f"--pretrained-checkpoint={folder / 'hf'}"), "read with --load-hf"
+        ),
+        "hf": error(tiny(folder, f"--load-hf={absent}"), f"{absent}: no such folder"),
         "other shape": error(
             train_flags(folder, pretrained, "--num-layers=9"), "--num-layers 9 contradicts"
         ),

@@ -20,6 +20,11 @@ class CheckpointConfig:
         None,
         "Folder of the weights to start from at step 0; not read where --load holds a checkpoint",
     )
+    load_hf: str | None = flag(
+        None,
+        "Hugging Face folder of a LLaVA model to start from at step 0, read as it is; not read "
+        "where --load holds a checkpoint",
+    )
     model: str | None = flag(
         None,
         "Published model whose sizes and image settings hold where no flag gives others, such as "
@@ -75,3 +80,12 @@ class CheckpointConfig:
     ckpt_format: Literal["torch_dist"] = flag(
         "torch_dist", "Format of checkpoints; they load at any parallel layout"
     )
+
+    @property
+    def starting_flag(self) -> tuple[str, str] | None:
+        """The flag that names the weights to start from at step 0, and the folder."""
+        if self.load_hf is not None:
+            return "--load-hf", self.load_hf
+        if self.pretrained_checkpoint is not None:
+            return "--pretrained-checkpoint", self.pretrained_checkpoint
+        return None

@@ -41,8 +41,8 @@ def check_lora(config: RunConfig) -> None:
         )
     checkpoint = config.checkpoint
     for option, folder in (("--save", checkpoint.save), ("--load", checkpoint.load)):
-        if folder is not None and checkpoint.pretrained_checkpoint is None:
+        if folder is not None and checkpoint.starting_flag is None:
             raise ValueError(
                 f"{rank} with {option} {folder}: adapters are saved without the weights that they "
-                "adapt; name those with --pretrained-checkpoint"
+                "adapt; name those with --pretrained-checkpoint or --load-hf"
             )

@@ -240,7 +240,7 @@ def _check_retained(checkpoint: CheckpointConfig) -> None:
 def check_loading(config: RunConfig) -> None:
     """One place gives the starting weights."""
     checkpoint = config.checkpoint
-    load, pretrained = checkpoint.load, checkpoint.pretrained_checkpoint
+    load, start = checkpoint.load, checkpoint.starting_flag
     how = {
         "--finetune": checkpoint.finetune,
         "--no-load-optim": checkpoint.no_load_optim,
@@ -251,25 +251,36 @@ def check_loading(config: RunConfig) -> None:
     for option, given in how.items():
         if given and load is None:
             raise ValueError(f"{option} says how to read --load, which is not given: add it")
+    pretrained, folder = checkpoint.pretrained_checkpoint, checkpoint.load_hf
     if checkpoint.ckpt_fully_parallel_load and load is None and pretrained is None:
         raise ValueError(
             "--ckpt-fully-parallel-load says how to read --load or --pretrained-checkpoint, and "
             "neither is given: add one"
         )
-    if pretrained is None:
+    if start is None:
         return
+    if pretrained is not None and folder is not None:
+        raise ValueError(
+            f"--pretrained-checkpoint {pretrained} and --load-hf {folder} both give the starting "
+            "weights: give one"
+        )
+    named = " ".join(start)
     if checkpoint.finetune and not config.lora.adapts:
         raise ValueError(
-            f"--load {load} with --finetune and --pretrained-checkpoint {pretrained} both give the "
-            "starting weights: give one"
+            f"--load {load} with --finetune and {named} both give the starting weights: give one"
         )
     if checkpoint.exit_on_missing_checkpoint:
         raise ValueError(
-            f"--pretrained-checkpoint {pretrained} is for a --load without a checkpoint, where "
-            "--exit-on-missing-checkpoint stops: give one"
+            f"{named} is for a --load without a checkpoint, where --exit-on-missing-checkpoint "
+            "stops: give one"
         )
-    if load == pretrained:
+    if load == start[1]:
         raise ValueError(
-            f"--load and --pretrained-checkpoint are both {load}: --load resumes a run, "
-            "--pretrained-checkpoint starts a new one; give one"
+            f"--load and {start[0]} are both {load}: --load resumes a run, {start[0]} starts a new "
+            "one; give one"
+        )
+    if folder is not None and checkpoint.save == folder:
+        raise ValueError(
+            f"--save and --load-hf are both {folder}: checkpoints have another format; name "
+            "another folder with --save"
         )

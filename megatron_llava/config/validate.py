@@ -79,5 +79,6 @@ def _check_required(config: RunConfig) -> None:
         if config.get(spec.name) is None:
             raise ValueError(
                 f"{spec.option} is not known: give it, or --model NAME, or start from a checkpoint "
-                "whose model.yaml has it (--pretrained-checkpoint or --load)"
+                "whose model.yaml has it (--pretrained-checkpoint or --load), or from a Hugging "
+                "Face folder (--load-hf)"
             )

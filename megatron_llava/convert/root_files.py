@@ -40,14 +40,19 @@ def run_config(mapping: dict[str, Any], source: str) -> RunConfig:
     return config.with_values({"make_vocab_size_divisible_by": 1}, "default")
 
 
+def model_settings(mapping: dict[str, Any], source: str) -> RunConfig:
+    """What model.yaml says of a model, beside the defaults of everything else."""
+    fields = {name: value for name, value in mapping.items() if name in all_fields()}
+    return fill_model_from(RunConfig(), fields, source)
+
+
 def write_root_files(
     root: Path, mapping: dict[str, Any], passthrough: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Write model.yaml, hf/conversion.json and the passed-through tensors."""
-    fields = {name: value for name, value in mapping.items() if name in all_fields()}
-    settings = fill_model_from(RunConfig(), fields, MODEL_FILE)
+    settings = model_settings(mapping, MODEL_FILE)
     (root / MODEL_FILE).write_text(model_to_yaml(settings), encoding="utf-8")
-    rest = {name: value for name, value in mapping.items() if name not in fields}
+    rest = {name: value for name, value in mapping.items() if name not in all_fields()}
     rest["params_dtype"] = str(dtype).removeprefix("torch.")
     (root / HF_FOLDER).mkdir(exist_ok=True)
     text = json.dumps(rest, indent=2, sort_keys=True) + "\n"

@@ -48,6 +48,14 @@ from megatron_llava.ops.exchange import context_parallel_attention
 from megatron_llava.ops.fp8_delayed import ForwardPass
 from megatron_llava.peft.layers import add_adapters
 
+# As in core's own local spec: a checkpoint has Transformer Engine's names, in which the norms
+# belong to the linears after them, and loads into either implementation.
+NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""Where a checkpoint has the norms of a layer, by their names in this file's layers."""
+
 
 @dataclass
 class PackedSequences(PackedSeqParams):
@@ -192,12 +200,7 @@ def local_layer_spec(
             pre_mlp_layernorm=Norm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
             mlp_bda=get_bias_dropout_add,
-            # As in core's own local spec: a checkpoint has Transformer Engine's names, in which the
-            # norms belong to the linears after them, and loads into either implementation.
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=NORM_KEYS,
         ),
     )
 

@@ -17,6 +17,7 @@ from megatron_llava.parallel.checkpoint_directory import (
 )
 
 _CHECKSUMS = "tensor_checksums.json"
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,15 @@ def refuse_adapters(root: str | Path) -> None:
 def digest_of(root: str | Path) -> str:
     """What tells the weights of a folder's latest checkpoint from others.
 
-    Names and sizes of its files, and the checksums of its tensors where a conversion wrote it.
+    Names and sizes of its files, and the checksums of its tensors where a conversion wrote it. Of a
+    Hugging Face folder, see ``_hf_digest``.
 
     Raises:
         CheckpointError: there is no checkpoint.
     """
     iteration = latest_iteration(root)
+    if iteration is None and (Path(root) / "config.json").is_file():
+        return _hf_digest(Path(root))
     directory = None if iteration is None else find_checkpoint(root, iteration)
     if directory is None:
         raise CheckpointError(f"{root}: holds no checkpoint")
@@ -116,6 +120,24 @@ def digest_of(root: str | Path) -> str:
     digest = hashlib.sha256(repr([(path.name, path.stat().st_size) for path in paths]).encode())
     if (directory / _CHECKSUMS).is_file():
         digest.update((directory / _CHECKSUMS).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _hf_digest(folder: Path) -> str:
+    """Names and sizes of the files of weights, and samples of their bytes.
+
+    Whole files would take as long as loading them, and two trainings of one model have files of
+    equal sizes whose weights all differ.
+    """
+    digest = hashlib.sha256()
+    paths = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(repr((path.name, size)).encode())
+        with path.open("rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(max(size - _SAMPLE_BYTES, 0) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 

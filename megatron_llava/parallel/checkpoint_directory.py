@@ -21,13 +21,15 @@ from pathlib import Path
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+HF = "hf"
+"""In an iteration's place: weights that are read from a Hugging Face folder as they are."""
 MODEL_YAML = "model.yaml"
 RUN_YAML = "run.yaml"
 ADAPTER_JSON = "lora.json"
 SIDE_FILES = (MODEL_YAML, "passthrough.safetensors", "hf")
 
 Iteration = int | str
-"""An iteration number, or ``RELEASE``."""
+"""An iteration number, or ``RELEASE``; a run may also start from ``HF``."""
 
 
 class CheckpointError(ValueError):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +16,6 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import (
-    SIDE_FILES,
     CheckpointError,
     Iteration,
     find_checkpoint,
@@ -222,46 +217,6 @@ def load_training_state(
     state.skipped_steps = common.get("skipped_steps", 0)
     state.recent_losses = common.get("recent_losses", [])
     return remarks
-
-
-def write_side_files(source: str | None, root: str, texts: Mapping[str, str]) -> None:
-    """Put beside a run's checkpoints what conversion and evaluation need to understand them.
-
-    Each file is complete under its name or not there; of ``source`` one that is there already is
-    left alone.
-
-    Args:
-        source: root of the checkpoint that the run started from, whose Hugging Face files and
-            untrained tensors travel along; None for a run from random weights.
-        root: what --save names.
-        texts: files of the run by their names.
-    """
-    for name, text in texts.items():
-        target = Path(root) / name
-        if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            with _complete_or_absent(target) as written:
-                written.write_text(text, encoding="utf-8")
-    if source is None:
-        return
-    for name in SIDE_FILES:
-        origin = Path(source) / name
-        for path in [origin, *origin.rglob("*")] if origin.is_dir() else [origin]:
-            copy = Path(root) / path.relative_to(source)
-            if path.is_file() and not copy.exists():
-                with _complete_or_absent(copy) as written:
-                    shutil.copy2(path, written)
-
-
-@contextmanager
-def _complete_or_absent(target: Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``target`` if the block ends well, else vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = target.with_name(target.name + ".partial")
-    try:
-        yield written
-        os.replace(written, target)
-    finally:
-        written.unlink(missing_ok=True)
 
 
 def _sharded_rng_state() -> ShardedObject:

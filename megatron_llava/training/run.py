@@ -11,13 +11,14 @@ import torch.distributed as dist
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
+from megatron_llava.convert.hf_start import load_hf_weights
 from megatron_llava.data.sampled_packs import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule
 from megatron_llava.data.store import SampleStore
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.ops.operators import plain_torch_remark
-from megatron_llava.parallel.checkpoint_directory import Iteration
+from megatron_llava.parallel.checkpoint_directory import HF, Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
@@ -152,7 +153,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         saves=RunSaves(
             config=config,
             message=reporter.message,
-            side_files=start[0] if start is not None else None,
+            side_files=start,
             adapter_record=adapter_record(config),
             started_from=_started_from(config, start),
         ),
@@ -209,7 +210,10 @@ def _load_weights(
     base = adapted_checkpoint(config)
     whole = start if base is None else base
     if whole is not None:
-        fresh = load_weights(*whole, models, fully_parallel=parallel, may_lack=OPTIONAL_ROWS)
+        if whole[1] == HF:
+            fresh = load_hf_weights(whole[0], models, may_lack=OPTIONAL_ROWS)
+        else:
+            fresh = load_weights(*whole, models, fully_parallel=parallel, may_lack=OPTIONAL_ROWS)
         if fresh:
             reporter.message(f"{whole[0]} has no {', '.join(fresh)}: starts with new values")
     if start is not None and start != whole:

@@ -20,11 +20,8 @@ from megatron_llava.parallel.checkpoint_directory import (
     remove_oldest,
 )
 from megatron_llava.parallel.checkpoint_io import PendingSave
-from megatron_llava.training.checkpointing import (
-    TrainingState,
-    save_training_state,
-    write_side_files,
-)
+from megatron_llava.training.checkpointing import TrainingState, save_training_state
+from megatron_llava.training.side_files import write_side_files
 
 
 @dataclass(kw_only=True)
@@ -33,7 +30,8 @@ class RunSaves:
 
     Attributes:
         message: what the first rank says goes here.
-        side_files: the root whose architecture and Hugging Face files go along with a save.
+        side_files: what the run started from, whose architecture and Hugging Face files go along
+            with a save.
         adapter_record: what is written beside checkpoints that hold adapters, None for others.
         started_from: the checkpoint in --save that the run started from, which --save-total-limit
             spares; None where it started elsewhere.
@@ -41,7 +39,7 @@ class RunSaves:
 
     config: RunConfig
     message: Callable[[str], None]
-    side_files: str | None
+    side_files: tuple[str, Iteration] | None
     adapter_record: AdapterRecord | None
     started_from: Iteration | None
     _pending: PendingSave | None = field(init=False, default=None)

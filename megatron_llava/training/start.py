@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_llava.config.model_yaml import fill_model_from, fill_named_model
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.yaml_file import read_yaml_mapping
+from megatron_llava.convert.hf_start import hf_model_fields
 from megatron_llava.parallel.adapter_record import (
     AdapterRecord,
     check_base,
@@ -16,6 +17,7 @@ from megatron_llava.parallel.adapter_record import (
     refuse_adapters,
 )
 from megatron_llava.parallel.checkpoint_directory import (
+    HF,
     MODEL_YAML,
     TRACKER,
     CheckpointError,
@@ -28,8 +30,8 @@ from megatron_llava.parallel.checkpoint_directory import (
 def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
     """The root and iteration that a run reads at its start; None for random weights.
 
-    ``--load`` comes first. Where it holds no checkpoint yet, ``--pretrained-checkpoint`` is read,
-    so the same command starts a run and resumes it.
+    ``--load`` comes first. Where it holds no checkpoint yet, ``--pretrained-checkpoint`` or
+    ``--load-hf`` is read, so the same command starts a run and resumes it.
 
     Raises:
         CheckpointError: a checkpoint that was asked for does not exist.
@@ -50,12 +52,15 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
                 f"--load {checkpoint.load} holds no checkpoint, which --exit-on-missing-checkpoint "
                 "forbids"
             )
+    if checkpoint.load_hf is not None:
+        return checkpoint.load_hf, HF
     if checkpoint.pretrained_checkpoint is not None:
         iteration = latest_iteration(checkpoint.pretrained_checkpoint)
         if iteration is None:
             raise CheckpointError(
                 f"--pretrained-checkpoint {checkpoint.pretrained_checkpoint} holds no checkpoint; "
-                "make one with tools/convert_checkpoint.py --from hf --to megatron"
+                "a Hugging Face folder is read with --load-hf, or converted with "
+                "tools/convert_checkpoint.py --from hf --to megatron"
             )
         return checkpoint.pretrained_checkpoint, iteration
     return None
@@ -63,8 +68,12 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
 
 def adapted_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
     """The root and iteration of the frozen weights beside which a run trains adapters, if any."""
-    root = config.checkpoint.pretrained_checkpoint
-    iteration = None if root is None or not config.lora.adapts else latest_iteration(root)
+    folder, root = config.checkpoint.load_hf, config.checkpoint.pretrained_checkpoint
+    if not config.lora.adapts:
+        return None
+    if folder is not None:
+        return folder, HF
+    iteration = None if root is None else latest_iteration(root)
     return None if root is None or iteration is None else (root, iteration)
 
 
@@ -108,8 +117,8 @@ def check_adapters(config: RunConfig) -> None:
             f"--load {root} holds adapters: give {record.flags}, or make a whole model with "
             "tools/lora.py merge"
         )
-    base = checkpoint.pretrained_checkpoint
-    assert base is not None, "a rule"
+    assert checkpoint.starting_flag is not None, "a rule"
+    base = checkpoint.starting_flag[1]
     now = AdapterRecord.of(lora, record.base)
     same_targets = set(now.target_modules) == set(record.target_modules)
     if (now.rank, now.alpha) != (record.rank, record.alpha) or not same_targets:
@@ -163,7 +172,9 @@ def resumes(config: RunConfig, start: tuple[str, Iteration] | None) -> bool:
 
 
 def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
-    """Take the model's fields from ``--model`` and the ``model.yaml`` of the starting checkpoint.
+    """Take the model's fields from ``--model`` and the starting checkpoint.
+
+    They are in its ``model.yaml``, or follow from a Hugging Face folder's configuration.
 
     Raises:
         ValueError: a flag or the named model contradicts the weights, there is no such model, or
@@ -174,5 +185,7 @@ def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
     start = starting_checkpoint(config)
     if start is None:
         return config
+    if start[1] == HF:
+        return fill_model_from(config, *hf_model_fields(start[0]))
     path = Path(start[0]) / MODEL_YAML
     return fill_model_from(config, read_yaml_mapping(str(path)), str(path))

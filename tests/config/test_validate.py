@@ -52,6 +52,7 @@ TP2 = {"tensor_model_parallel_size": 2}
         ({"mm_tunable_parts": ("mm_mlp_adapter",), "mm_projector_lr": 1e-3}, 1),
         ({"valid_data_path": "valid", "eval_interval": 10}, 1),
         ({"save": "out", "save_interval": 10, "load": "out", "pretrained_checkpoint": "in"}, 1),
+        ({"save": "out", "save_interval": 10, "load": "out", "load_hf": "in"}, 1),
         ({"load": "in", "finetune": True, "no_load_rng": True, "ckpt_step": 7}, 1),
         ({"image_aspect_ratio": "square", "image_grid_pinpoints": None}, 1),
         ({"vision_num_layers": 6, "mm_vision_select_layer": -5}, 1),
@@ -275,6 +276,10 @@ REFUSED = [
         "--pretrained-checkpoint b|--exit-on-missing-checkpoint",
     ),
     ({"load": "a", "pretrained_checkpoint": "a"}, 1, "--load|--pretrained-checkpoint|both a"),
+    ({"load": "a", "load_hf": "a"}, 1, "--load|--load-hf|both a"),
+    ({"save": "a", "save_interval": 1, "load_hf": "a"}, 1, "--save|--load-hf|both a"),
+    ({"pretrained_checkpoint": "a", "load_hf": "b"}, 1, "--pretrained-checkpoint a|--load-hf b"),
+    ({"load": "a", "finetune": True, "load_hf": "b"}, 1, "--load a|--finetune|--load-hf b"),
     # Values outside their field's choices and bounds.
     ({"device": "tpu"}, 1, "--device|'tpu'|auto, cuda, cpu"),
     ({"lr_decay_style": "wsd"}, 1, "--lr-decay-style|'wsd'|constant, linear, cosine"),
