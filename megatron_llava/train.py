@@ -111,7 +111,9 @@ def prepare(config: RunConfig) -> RunConfig:
     """
     # With torch imported above, --help and a wrong flag would take seconds.
     from megatron_llava.platform.device import (
+        check_compiler,
         check_fp8_device,
+        check_precision_aware_optimizer,
         check_transformer_impl,
         select_device,
     )
@@ -130,6 +132,10 @@ def prepare(config: RunConfig) -> RunConfig:
     precision = config.precision
     if precision.fp8_format is not None and not precision.fp8_emulation:
         check_fp8_device(device, precision.fp8_recipe)
+    if config.optimizer.use_precision_aware_optimizer:
+        check_precision_aware_optimizer()
+    if config.parallel.torch_compile:
+        check_compiler(device)
     check_adapters(config)
     check_outputs(config)
     image_settings(config)

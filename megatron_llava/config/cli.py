@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from megatron_llava.config.exit_codes import RANK_LOST, STOPPED, USER_ERROR
 from megatron_llava.config.fields import FieldSpec
+from megatron_llava.config.not_offered import NOT_OFFERED
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
 from megatron_llava.config.yaml_file import (
     close_matches,
@@ -160,6 +161,8 @@ def _unknown_argument(parser: argparse.ArgumentParser, unknown: list[str]) -> st
     if not flags:
         return f"unexpected argument {unknown[0]}: every setting is a flag"
     name = flags[0].split("=")[0]
+    if name in NOT_OFFERED:
+        return f"{name} is not offered: {NOT_OFFERED[name]}"
     known = [spec.option for spec in all_fields().values()] + ["--config", "--print-config"]
     return f"unknown flag {name}{close_matches(name, known)}"
 

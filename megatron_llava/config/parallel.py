@@ -103,6 +103,12 @@ class ParallelConfig:
         "sequence), local (this project's, on torch alone), or the best that there is (auto)",
     )
 
+    torch_compile: bool = flag(
+        False,
+        "Compile the vision tower with torch.compile (inductor), for any number of views; the "
+        "first step takes a minute or more",
+    )
+
     @property
     def context_exchange(self) -> str:
         """``--cp-comm-type``, or what it is by default."""

@@ -55,6 +55,31 @@ class OptimizationConfig:
         None, "Warmup as a share of the decay steps, rounded up", minimum=0, below=1
     )
 
+    use_precision_aware_optimizer: bool = flag(
+        False,
+        "Let Transformer Engine's Adam hold the main weights and moments, in the types of "
+        "--main-params-dtype, --exp-avg-dtype and --exp-avg-sq-dtype; needs "
+        "--use-distributed-optimizer",
+    )
+    main_params_dtype: Literal["fp32", "fp16"] = flag(
+        "fp32", "With --use-precision-aware-optimizer: type of the main weights"
+    )
+    exp_avg_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = flag(
+        "fp32", "With --use-precision-aware-optimizer: type of the gradient's mean"
+    )
+    exp_avg_sq_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = flag(
+        "fp32", "With --use-precision-aware-optimizer: type of the squared gradient's mean"
+    )
+    optimizer_cpu_offload: bool = flag(
+        False,
+        "Keep main weights and moments in the memory of the host and update them there; needs "
+        "--use-precision-aware-optimizer and --bf16",
+    )
+    optimizer_offload_fraction: float = flag(1.0, "Share of --optimizer-cpu-offload, by parameters")
+    overlap_cpu_optimizer_d2h_h2d: bool = flag(
+        False, "With --optimizer-cpu-offload, copy parameter by parameter while others are updated"
+    )
+
     def decay_iters(self, train_iters: int) -> int:
         """Step at which the decay ends: ``lr_decay_iters``, else ``train_iters``."""
         return train_iters if self.lr_decay_iters is None else self.lr_decay_iters

@@ -11,6 +11,7 @@ from megatron_llava.config import (
     rules_fp8,
     rules_lora,
     rules_model,
+    rules_optimizer,
     rules_pipeline,
     rules_profiling,
     rules_training,
@@ -43,6 +44,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_model.check_data_parallel(config)
     rules_model.check_precision(config)
     rules_fp8.check_fp8(config)
+    rules_optimizer.check_optimizer(config)
     rules_model.check_sequence(config)
     rules_training.check_pack_cost(config)
     rules_training.check_schedule(config)

@@ -13,6 +13,7 @@ and by the reserve of a GPU (``gpus``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -32,6 +33,9 @@ from megatron_llava.plan.layer_memory import (
 from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.plan.schedule import ROUNDS, Kinds, peak, steps
 from megatron_llava.plan.vision_memory import vision_memory
+
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+"""Of an element of optimizer state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,7 @@ def _states(
     data_ranks = config.data_parallel_size(world_size)
     sharing = data_ranks * parallel.context_parallel_size
     gradient = FLOAT32 if config.precision.reduce_grads_in_fp32 else item
-    moments = 2 * FLOAT32 + (FLOAT32 if config.precision.bf16 else 0)
+    moments = _optimizer_bytes(config)
     weights = gradients = optimizer = 0
     for part in parts:
         everything = part_parameters(config, layers=part.layers, first=part.first, last=part.last)
@@ -120,12 +124,26 @@ def _states(
             padded = padded_numel(learn, alone, bucket, sharing)
             weights += (frozen + padded) * item
             gradients += padded * gradient
-            optimizer += -(-padded // sharing) * moments
+            optimizer += math.ceil(-(-padded // sharing) * moments)
         else:
             weights += (frozen + numel) * item
             gradients += numel * gradient
-            optimizer += numel * moments
+            optimizer += math.ceil(numel * moments)
     return weights, gradients, optimizer
+
+
+def _optimizer_bytes(config: RunConfig) -> float:
+    """Bytes on the device of the state of one parameter: the main weight and two moments."""
+    settings, bf16 = config.optimizer, config.precision.bf16
+    main = _BYTES[settings.main_params_dtype] if bf16 else 0
+    moments = _BYTES[settings.exp_avg_dtype] + _BYTES[settings.exp_avg_sq_dtype]
+    if settings.optimizer_cpu_offload:
+        # Of what stays, core keeps the gradient in float32 as well.
+        return (main + moments + FLOAT32) * (1 - settings.optimizer_offload_fraction)
+    if settings.use_precision_aware_optimizer:
+        # Of a main weight, Transformer Engine keeps the half that bfloat16 lacks.
+        main = 2 if bf16 else _BYTES[settings.main_params_dtype]
+    return main + moments
 
 
 def _tied_apart(config: RunConfig) -> bool:

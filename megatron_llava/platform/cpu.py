@@ -152,6 +152,11 @@ def _get_rng_state(device: Any = "cuda") -> torch.Tensor:
     return torch.get_rng_state()
 
 
+def _no_properties(device: Any = None) -> None:
+    # Inductor asks what GPU its code is for, and expects this where there is none.
+    raise RuntimeError("there is no GPU")
+
+
 def _manual_seed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
@@ -169,6 +174,7 @@ def redirections() -> list[Redirection]:
     cuda, random = torch.cuda, torch.cuda.random
     return [
         Redirection(cuda, "current_device", _constant(_CPU)),
+        Redirection(cuda, "get_device_properties", replaced_by(_no_properties)),
         Redirection(cuda, "synchronize", _constant(None)),
         Redirection(cuda, "_lazy_call", replaced_by(_call_now)),
         Redirection(cuda, "_lazy_init", _constant(None)),
@@ -214,6 +220,12 @@ def check_core_version(version: str | None = None) -> None:
 def is_installed() -> bool:
     """True between ``install()`` and ``uninstall()``."""
     return bool(_installed)
+
+
+def unredirected_compile() -> Callable[..., Any]:
+    """``torch.compile`` itself; core must not find it, for it compiles for CUDA."""
+    replaced = [entry[2] for entry in _installed if entry[:2] == (torch, "compile")]
+    return replaced[0] if replaced else torch.compile
 
 
 def install() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +40,36 @@ def check_transformer_impl(transformer_impl: str) -> None:
         raise ValueError(
             "--transformer-impl transformer_engine: the package is not installed; pip install "
             "'megatron-llava[te]', or use --transformer-impl local"
+        )
+
+
+def check_compiler(device: str) -> None:
+    """Raise ValueError where --torch-compile has nothing to compile with."""
+    if device == "cuda" and find_spec("triton") is None:
+        raise ValueError(
+            "--torch-compile needs the package triton, which comes with torch for CUDA: install "
+            "it, or drop the flag"
+        )
+    compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    if device == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise ValueError(
+            "--torch-compile on --device cpu needs a C++ compiler, and there is no g++ or clang++: "
+            "install one, or drop the flag"
+        )
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` by inductor, for inputs of any length of the axes that change."""
+    made: Callable[..., Any] = cpu.unredirected_compile()(function, dynamic=True)
+    return made
+
+
+def check_precision_aware_optimizer() -> None:
+    """Raise ValueError where Transformer Engine is missing, which core asks even to offload."""
+    if find_spec("transformer_engine") is None:
+        raise ValueError(
+            "--use-precision-aware-optimizer needs Transformer Engine: the package is not "
+            "installed; pip install 'megatron-llava[te]', or drop the flag"
         )
 
 

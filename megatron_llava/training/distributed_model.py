@@ -17,6 +17,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_llava.config.run import RunConfig
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.platform.device import compiled
 from megatron_llava.training.freeze import freeze_parts
 
 
@@ -61,6 +62,8 @@ def _build_part(config: RunConfig, vp_stage: int | None, device: torch.device) -
     if model.pre_process and config.parallel.vision_parallel == "data":
         model.vision_model.equalize()
     freeze_parts(model, config.training.mm_tunable_parts, adapts=config.lora.adapts)
+    if model.pre_process and config.parallel.torch_compile:
+        model.vision_model.forward = compiled(model.vision_model.forward)
     for parameter in model.parameters():
         # Core's optimizer needs to know which parameters tensor-parallel ranks share.
         set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)

@@ -10,10 +10,20 @@ from megatron.core.optimizer import (
     get_megatron_optimizer,
     get_standard_config_overrides,
 )
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 
 from megatron_llava.config.run import RunConfig
+from megatron_llava.training.optimizer_state import optimizer_parts
+
+# As Transformer Engine's Adam takes them; FP8 is bytes with a scale.
+_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.uint8,
+}
 
 
 def build_optimizer(config: RunConfig, wrapped: list[DistributedDataParallel]) -> MegatronOptimizer:
@@ -35,10 +45,23 @@ def build_optimizer(config: RunConfig, wrapped: list[DistributedDataParallel]) -
         params_dtype=torch.bfloat16 if precision.bf16 else torch.float32,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_param_gather,
+        use_precision_aware_optimizer=optimizer.use_precision_aware_optimizer,
+        main_params_dtype=_DTYPES[optimizer.main_params_dtype],
+        exp_avg_dtype=_DTYPES[optimizer.exp_avg_dtype],
+        exp_avg_sq_dtype=_DTYPES[optimizer.exp_avg_sq_dtype],
+        optimizer_cpu_offload=optimizer.optimizer_cpu_offload,
+        optimizer_offload_fraction=optimizer.optimizer_offload_fraction,
+        overlap_cpu_optimizer_d2h_h2d=optimizer.overlap_cpu_optimizer_d2h_h2d,
     )
     overrides = get_standard_config_overrides(core)
     overrides.update(_module_overrides(config))
-    return get_megatron_optimizer(core, wrapped, config_overrides=overrides)
+    made = get_megatron_optimizer(core, wrapped, config_overrides=overrides)
+    for part in optimizer_parts(made):
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            # Classes, which are also in its defaults: a checkpoint with them cannot be read.
+            for group in part.optimizer.param_groups:
+                group.pop("cpu_optimizer_cls"), group.pop("gpu_optimizer_cls")
+    return made
 
 
 def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

@@ -1,11 +1,17 @@
-"""The state of core's optimizer with torch's Adam inside, which core handles only in part."""
+"""The state of core's optimizer with torch's Adam inside, which core handles only in part.
+
+Torch's Adam is inside core's optimizer, or on the host inside its HybridDeviceOptimizer. Of
+Transformer Engine's Adam, which counts its steps elsewhere, core has all that is needed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
@@ -22,8 +28,13 @@ def optimizer_parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
-    """The torch optimizers inside core's."""
+    """The optimizers inside core's."""
     return [part.optimizer for part in optimizer_parts(optimizer) if part.optimizer is not None]
+
+
+def _counts_by_parameter(adam: torch.optim.Optimizer) -> bool:
+    """Whether the state of each parameter has its number of steps, as torch's Adam has it."""
+    return isinstance(adam, (torch.optim.Adam, torch.optim.AdamW, HybridDeviceOptimizer))
 
 
 def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
@@ -33,9 +44,13 @@ def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
         steps: the count for an Adam without parameters, on a stage where everything is frozen.
     """
     for part in optimizer_parts(optimizer):
-        if isinstance(part, DistributedOptimizer) and not part.get_parameters():
+        empty = isinstance(part, DistributedOptimizer) and not part.get_parameters()
+        if empty and part.optimizer is not None and _counts_by_parameter(part.optimizer):
             part.optimizer.state["no parameters"] = {"step": torch.tensor(float(steps))}
-    for adam in _adams(optimizer):
+    for adam in filter(_counts_by_parameter, _adams(optimizer)):
+        if isinstance(adam, HybridDeviceOptimizer):
+            _allocate_hybrid_state(adam)
+            continue
         for parameter in (p for group in adam.param_groups for p in group["params"]):
             if not adam.state[parameter]:
                 adam.state[parameter] = {
@@ -43,6 +58,26 @@ def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def _allocate_hybrid_state(adam: HybridDeviceOptimizer) -> None:
+    """A step that changes nothing: only that makes the copies and moments on the host."""
+    if adam.state:
+        return
+    rates = [group["lr"] for group in adam.param_groups]
+    for group in adam.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.decoupled_grad = torch.zeros_like(parameter)
+    adam.step()
+    adam.zero_grad()
+    for group, rate in zip(adam.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in _counted_states(adam, adam.param_groups):
+        state["step"].zero_()
+    if adam.gpu_optimizer is not None:
+        for group in adam.gpu_optimizer.param_groups:
+            group.pop("step", None)
 
 
 @torch.no_grad()
@@ -62,6 +97,10 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
                 adam_state.pop("step", None)
             part.load_parameter_state_from_fully_reshardable(moment)
     _restore_step_counts(optimizer)
+    for adam in _adams(optimizer):
+        if isinstance(adam, HybridDeviceOptimizer):
+            # Core forgets to with "dp_reshardable" state.
+            adam._sync_hdo_state_to_sub_optimizers()
     # What the command line says now wins over what it said when the checkpoint was saved.
     groups = [group for adam in _adams(optimizer) for group in adam.param_groups]
     for group, setting in zip(groups, settings, strict=True):
@@ -79,11 +118,21 @@ def _restore_step_counts(optimizer: MegatronOptimizer) -> None:
     Core's distributed optimizer puts the count into the parameter groups, one shared tensor into
     the states, and then copies the count from before the load over it.
     """
-    for adam in _adams(optimizer):
+    for adam in filter(_counts_by_parameter, _adams(optimizer)):
         for group in adam.param_groups:
-            for state in (adam.state[parameter] for parameter in group["params"]):
+            for state in _counted_states(adam, [group]):
                 count = group["step"] if "step" in group else state["step"]
                 state["step"] = torch.tensor(float(count))
+
+
+def _counted_states(
+    adam: torch.optim.Optimizer, groups: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The states that count steps: of a hybrid optimizer, those on the host."""
+    for parameter in (p for group in groups for p in group["params"]):
+        hybrid = isinstance(adam, HybridDeviceOptimizer)
+        if not hybrid or parameter in adam.gpu_params_map_cpu_copy:
+            yield adam.state[parameter]
 
 
 def optimizer_metadata(sharding: str) -> dict[str, Any]:

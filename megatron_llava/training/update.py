@@ -35,6 +35,8 @@ def update(optimizer: MegatronOptimizer, grad_norm: float) -> None:
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         parameters = part.get_parameters()
         if parameters and part.config.clip_grad > 0.0:
-            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm)
+            # The precision-aware optimizer has its gradients under another name.
+            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm, decoupled)
     updated = optimizer.step_with_ready_grads()
     assert updated, "an optimizer without loss scaling never skips a step"

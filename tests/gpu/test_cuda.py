@@ -84,6 +84,9 @@ def run_folder(tmp_path_factory):
 
 TRANSFORMER_ENGINE = ["--bf16", "--transformer-impl", "transformer_engine"]
 FP8 = ["--fp8-format", "hybrid"]
+AWARE = ["--bf16", "--use-distributed-optimizer", "--use-precision-aware-optimizer"]
+OFFLOAD = [*AWARE, "--optimizer-cpu-offload"]
+HALF = ["--optimizer-offload-fraction", "0.5", "--overlap-cpu-optimizer-d2h-h2d"]
 
 
 @pytest.mark.parametrize(
@@ -96,13 +99,19 @@ FP8 = ["--fp8-format", "hybrid"]
         TRANSFORMER_ENGINE,
         [*TRANSFORMER_ENGINE, *FP8],
         ["--bf16", *FP8, "--fp8-emulation"],
+        ["--bf16", "--torch-compile"],
+        AWARE,
+        [*AWARE, "--exp-avg-dtype", "bf16", "--exp-avg-sq-dtype", "bf16"],
+        OFFLOAD,
+        [*OFFLOAD, *HALF],
     ],
     ids=" ".join,
 )
 def test_training_on_one_gpu_stays_near_the_cpu(run_folder, tmp_path, flags):
-    if "transformer_engine" in flags:
+    aware = "--use-precision-aware-optimizer" in flags
+    if "transformer_engine" in flags or aware:
         pytest.importorskip("transformer_engine")
-    on_the_cpu = flags
+    on_the_cpu = AWARE[:2] if aware else [flag for flag in flags if flag != "--torch-compile"]
     if "transformer_engine" in flags:
         on_the_cpu = ["--bf16", *FP8, "--fp8-emulation"] if "hybrid" in flags else ["--bf16"]
     losses = {}
@@ -118,11 +127,14 @@ def test_training_on_one_gpu_stays_near_the_cpu(run_folder, tmp_path, flags):
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)
 
 
-def test_a_checkpoint_of_the_gpu_resumes_and_answers(run_folder, tmp_path):
+@pytest.mark.parametrize("more", [[], AWARE[2:], OFFLOAD[2:], [*OFFLOAD[2:], *HALF]], ids=" ".join)
+def test_a_checkpoint_of_the_gpu_resumes_and_answers(run_folder, tmp_path, more):
+    if more:
+        pytest.importorskip("transformer_engine")
     train = ["-m", "megatron_llava.train", "--device", "cuda", "--bf16", "--train-iters", 4]
     train += ["--pretrained-checkpoint", run_folder / "megatron", "--seq-length", 512]
     train += ["--data-path", run_folder / "store", "--lr", "1e-3", "--use-distributed-optimizer"]
-    train += ["--save", tmp_path / "run", "--load", tmp_path / "run", "--save-interval", 2]
+    train += ["--save", tmp_path / "run", "--load", tmp_path / "run", "--save-interval", 2, *more]
     command(*train, "--exit-interval", 2)
     assert "resumed" in command(*train)
     evaluate = ["tools/evaluate.py", "--device", "cuda", "--bf16", "--load", tmp_path / "run"]

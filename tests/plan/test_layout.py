@@ -146,6 +146,22 @@ def test_every_kind_of_memory_shrinks_with_what_shrinks_it():
     assert stage(mm_tunable_parts=("mm_mlp_adapter", "mm_language_model")).vision < plain.vision / 5
 
 
+def test_optimizer_state_shrinks_by_its_types_and_by_what_the_host_holds():
+    def optimizer(**changes):
+        given = {"seq_length": 8192, "use_distributed_optimizer": True, **changes}
+        machine = Machine(gpus=8, memory=80 * GIB, kind=None)
+        config = planned("llava-next-vicuna-7b", **given)
+        return plan_layout(config, machine, workload).stages[0].optimizer
+
+    plain, aware = optimizer(), {"use_precision_aware_optimizer": True}
+    parameters = plain // 12
+    assert optimizer(**aware) == parameters * (2 + 4 + 4)
+    assert optimizer(**aware, exp_avg_dtype="bf16", exp_avg_sq_dtype="fp8") == parameters * 5
+    assert optimizer(**aware, optimizer_cpu_offload=True) == 0
+    half = optimizer(**aware, optimizer_cpu_offload=True, optimizer_offload_fraction=0.5)
+    assert half == parameters * 8
+
+
 def test_balanced_stages_are_planned_as_the_run_places_them():
     changes = {"seq_length": 8192, "pipeline_model_parallel_size": 4}
     machine = Machine(gpus=4, memory=80 * GIB, kind=None)

@@ -116,6 +116,11 @@ def check_current_device() -> None:
     assert torch.cuda.current_device() == CPU
 
 
+def check_device_properties() -> None:
+    with pytest.raises(RuntimeError, match="no GPU"):
+        torch.cuda.get_device_properties(torch.cuda.current_device())
+
+
 def check_default_generators() -> None:
     for index in (0, 3, CPU):
         assert torch.cuda.default_generators[index] is torch.default_generator
@@ -123,6 +128,7 @@ def check_default_generators() -> None:
 
 CHECKS: dict[tuple[str, str], Callable[[], None]] = {
     ("torch.cuda", "current_device"): check_current_device,
+    ("torch.cuda", "get_device_properties"): check_device_properties,
     ("torch.cuda", "synchronize"): is_none(torch.cuda.synchronize),
     ("torch.cuda", "_lazy_call"): check_lazy_call,
     ("torch.cuda", "_lazy_init"): is_none(torch.cuda._lazy_init),
