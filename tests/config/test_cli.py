@@ -197,6 +197,7 @@ def test_an_error_in_the_file_is_one_line(capsys, tmp_path):
     assert message in error_of(capsys, "--config", str(path))
 
 
+@pytest.mark.proves("D17")
 def test_fp8_hybrid_is_an_alias_with_a_notice(capsys):
     config = parse_args(["--fp8-hybrid"])
     assert config.precision.fp8_format == "hybrid"

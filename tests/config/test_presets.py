@@ -62,6 +62,7 @@ def counted_on_meta(model_class: type, config: transformers.PretrainedConfig) ->
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.proves("B7")
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_a_language_model_has_the_published_parameters(name):
     exact, card = COUNTS[name]
@@ -86,6 +87,7 @@ def test_a_language_model_has_the_published_parameters(name):
     assert ours == exact
 
 
+@pytest.mark.proves("B1")
 @pytest.mark.parametrize("name", VISION_TOWERS)
 def test_a_vision_tower_has_the_published_parameters(name):
     exact, card = TOWERS[name]
@@ -113,6 +115,7 @@ def test_a_vision_tower_has_the_published_parameters(name):
     assert ours == exact - layer - 2 * width - head
 
 
+@pytest.mark.proves("B8")
 @pytest.mark.parametrize(
     ("name", "total"),
     [

@@ -28,6 +28,7 @@ def test_fp8_that_there_is(make_config, changes):
     validate(make_config(**changes), 1)
 
 
+@pytest.mark.proves("D17")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -104,6 +104,7 @@ def test_a_difference_of_one_bit_is_seen(llama, core_process, tmp_path):
         core_process(verify_logits, root, other)
 
 
+@pytest.mark.proves("B13", "D20")
 def test_two_tensor_parallel_ranks_and_back(llama, core_process, tmp_path):
     """Each rank holds what the rows say; what it saves, vocabulary padded, is exported."""
     source, root = llama

@@ -49,6 +49,7 @@ def models() -> list:
     ]
 
 
+@pytest.mark.proves("A9", "B2", "B7", "B13")
 @pytest.mark.parametrize(("model_type", "text", "tower"), models())
 def test_there_and_back(core_process, tmp_path, model_type, text, tower):
     differences = core_process(there_and_back, tmp_path, model_type, text, tower)
@@ -91,6 +92,7 @@ def test_weights_in_the_format_of_torch(core_process, tmp_path, sharded):
         core_process(import_hf, other, tmp_path / "again")
 
 
+@pytest.mark.proves("A2")
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_what_each_class_means_for_images(core_process, tmp_path, model_type):
     core_process(import_hf, tiny_llava(tmp_path / "hf", model_type), tmp_path / "root")
@@ -105,6 +107,7 @@ def test_what_each_class_means_for_images(core_process, tmp_path, model_type):
     assert mapping["hf_model_type"] == model_type
 
 
+@pytest.mark.proves("B5")
 def test_relu_between_the_linears_of_the_projector(core_process, tmp_path):
     source = tiny_llava(tmp_path / "hf", "llava_next", projector_hidden_act="relu")
     core_process(import_hf, source, tmp_path / "root")

@@ -40,6 +40,7 @@ def to_megatron(folder):
     return reader, mapping, *megatron_state_from_hf(reader, mapping)
 
 
+@pytest.mark.proves("B13", "D20")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_there_and_back_is_bitwise(folder, tmp_path, layout):
     source = rewrite(folder, tmp_path / layout, layout)

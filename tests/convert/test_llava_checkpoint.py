@@ -42,6 +42,7 @@ def there_and_back(source, tower, root, back, without_vision_tower):
     export_llava(root, back, without_vision_tower=without_vision_tower)
 
 
+@pytest.mark.proves("B13", "C2", "E1")
 @pytest.mark.parametrize("tower", ["clip-336", "siglip"])
 @pytest.mark.parametrize("text", TEXT_FAMILIES)
 def test_there_and_back_is_bitwise(core_process, tmp_path, text, tower):
@@ -54,6 +55,7 @@ def test_there_and_back_is_bitwise(core_process, tmp_path, text, tower):
     assert configs[0] == configs[1]
 
 
+@pytest.mark.proves("B13")
 @pytest.mark.parametrize("aspect", ["anyres", "anyres_max_2", "square", "pad"])
 @pytest.mark.parametrize("tower", TOWERS)
 def test_it_computes_the_same_in_transformers(core_process, tmp_path, tower, aspect):
@@ -104,6 +106,7 @@ def test_projectors_that_transformers_lacks(core_process, tmp_path, projector):
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.proves("B13")
 @pytest.mark.parametrize(
     "prefix", ["model.mm_projector.", "mm_projector.", "base.model.mm_projector."]
 )
@@ -136,6 +139,7 @@ def test_a_fine_tuned_tower_wins_over_the_published_one(core_process, tmp_path):
     assert_same(weights(tmp_path / "back"), weights(source))
 
 
+@pytest.mark.proves("B13", "E1")
 def test_from_transformers_to_the_original_code(core_process, tmp_path):
     source = tiny_llava(tmp_path / "hf", "llava_onevision", "qwen2", "siglip")
     core_process(import_hf, source, tmp_path / "root")
@@ -167,6 +171,7 @@ def test_how_videos_were_trained_is_kept(core_process, tmp_path):
     assert config["mm_newline_position"] == "grid" and config["mm_spatial_pool_mode"] == "average"
 
 
+@pytest.mark.proves("C2")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

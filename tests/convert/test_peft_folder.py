@@ -21,6 +21,7 @@ MODELS = {
 }
 
 
+@pytest.mark.proves("D6")
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_that_peft_trained_compute_the_same_here(core_process, tmp_path, name):
     model_type, _, rest = name.partition("-")

@@ -13,6 +13,7 @@ def kinds(unigrams, bigrams, titles, synsets):
     ]
 
 
+@pytest.mark.proves("C11")
 def test_order_and_duplicates():
     entries, counts = within_budget(
         *kinds(
@@ -45,6 +46,7 @@ def test_titles_are_cut_first_then_pairs_and_neither_words_nor_synsets():
         within_budget(*kinds(*lists), 3)
 
 
+@pytest.mark.proves("C11")
 def test_the_published_numbers_make_half_a_million():
     offered = {"w": 251_465, "p": 100_646, "t": 70_000, "s": 86_654}
     lists = [[f"{kind}{n}" for n in range(count)] for kind, count in offered.items()]

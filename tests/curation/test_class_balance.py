@@ -34,6 +34,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.proves("C10")
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_the_classes_are_cut_to_the_limit(run, suffix):
     kept, summary = run(RECORDS, suffix=suffix)

@@ -82,6 +82,7 @@ def changed_photographs():
     return numbered(items)
 
 
+@pytest.mark.proves("C10")
 @pytest.mark.parametrize("by", ["both", "image"])
 def test_changed_photographs_are_found_and_others_stay(run, by):
     kept, report, summary, _ = run(changed_photographs(), by=by)

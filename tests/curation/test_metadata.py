@@ -88,6 +88,7 @@ def settings_of(folder, **changes):
     return MetadataSettings(**{**values, **changes})
 
 
+@pytest.mark.proves("C11")
 def test_thresholds_order_and_counts(files):
     wordnet = write_wordnet(files / "dict")
     summary = build_metadata(settings_of(files, wordnet=wordnet))
@@ -111,6 +112,7 @@ def test_thresholds_order_and_counts(files):
     assert f"{'sum':<30}{15:>12}{0:>12}{3:>12}{0:>12}{12:>12}" in str(summary)
 
 
+@pytest.mark.proves("C11")
 def test_a_budget_cuts_the_least_viewed_titles(files):
     summary = build_metadata(settings_of(files, budget=5))
     assert json.loads((files / "entries.json").read_text())[3:] == ["hot dog", "Oslo"]

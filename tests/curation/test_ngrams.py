@@ -30,6 +30,7 @@ def scored_by_nltk(texts):
     return {" ".join(pair): s for pair, s in finder.score_ngrams(BigramAssocMeasures.pmi)}, pairs
 
 
+@pytest.mark.proves("C11")
 def test_pmi_by_hand(tmp_path):
     # 8 words: "new york" twice of new 2 and york 3; p(x,y) = 2/8, p(x) = 2/8, p(y) = 3/8.
     texts = ["new york is york", "in new york so"]
@@ -41,6 +42,7 @@ def test_pmi_by_hand(tmp_path):
     assert pmi(2, 2, 3, 8) == pytest.approx(expected)
 
 
+@pytest.mark.proves("C11")
 @given(TEXTS, st.floats(-2, 5), st.integers(1, 3), st.sampled_from([1, 3, 1000]))
 def test_pairs_and_scores_are_those_of_nltk(
     tmp_path_factory, texts, min_pmi, min_count, keys_in_memory

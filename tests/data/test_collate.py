@@ -232,6 +232,7 @@ def test_an_image_without_tokens_is_named(image_settings, compiled_planner, plan
         collate([good, thin, good], settings_, with_pixels=False, planner=planner)
 
 
+@pytest.mark.proves("D11")
 def test_label_positions_by_hand(image_settings):
     settings_ = replace(image_settings, image_aspect_ratio="pad", grid_pinpoints=())
     image = IMAGE_TOKEN_INDEX

@@ -123,6 +123,7 @@ def damaged(folder: Path) -> dict[str, tuple[bytes, str]]:
     return lines
 
 
+@pytest.mark.proves("C10")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_two_percent_of_bad_records(make_settings, tmp_path, workers):
     """50 good records to each bad one: exactly the bad ones are skipped, each with its reason."""

@@ -178,6 +178,7 @@ def test_a_lost_worker_is_one_line(loader):
     assert lost_worker(RuntimeError("shapes do not match")) is None
 
 
+@pytest.mark.proves("C13")
 def test_every_epoch_has_every_sample_once(schedule, store, image_settings):
     made = schedule()
     lengths, _ = sample_sizes(store, image_settings)
@@ -201,6 +202,7 @@ def test_batches_follow_the_schedule(loader, store, image_settings):
     assert made.consumed_packs == 5
 
 
+@pytest.mark.proves("C13")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_batches(loader, workers):
     count = len(loader().schedule.plan(0)) + 3  # on into the next epoch
@@ -208,6 +210,7 @@ def test_workers_do_not_change_the_batches(loader, workers):
         assert_equal(a, b)
 
 
+@pytest.mark.proves("C13")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_goes_on_with_the_next_batch(loader, workers):
     expected = take(loader(), 9)

@@ -63,6 +63,7 @@ def test_braces_in_the_input(tmp_path):
     assert ids(open_records(f"{tmp_path}/{{a,b}}.json")) == ["a-0", "a-1", "b-0"]
 
 
+@pytest.mark.proves("C7")
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [
@@ -79,6 +80,7 @@ def test_strategies(strategy, expected):
     assert np.flatnonzero(counts).tolist() == list(expected) and counts.max() == 1
 
 
+@pytest.mark.proves("C7", "C9")
 def test_random_strategies_come_from_the_seed(tmp_path):
     entry = {"json_path": str(write_lines(tmp_path, "a", 50)), "sampling_strategy": "random:20%"}
     first, again = ids(mixture(tmp_path, entry)), ids(mixture(tmp_path, entry))
@@ -89,6 +91,7 @@ def test_random_strategies_come_from_the_seed(tmp_path):
     assert first == sorted(first, key=lambda name: int(name.split("-")[1]))
 
 
+@pytest.mark.proves("C7", "C8")
 def test_weights_repeat_whole_and_in_part(tmp_path):
     path = str(write(tmp_path, "a", 10))
     found = ids(mixture(tmp_path, {"json_path": path, "weight": 2.5}))
@@ -193,6 +196,7 @@ def test_rounded_records(tmp_path):
         mixture(tmp_path, {"json_path": path, "records": 95, "about": 95})
 
 
+@pytest.mark.proves("C7")
 @given(
     records=st.integers(1, 60),
     strategy=st.sampled_from(
@@ -242,6 +246,7 @@ def test_a_check_reads_nothing(tmp_path):
         check_mixture(path, tmp_path)
 
 
+@pytest.mark.proves("C6")
 def test_two_names_for_the_same_records(tmp_path):
     first = write(tmp_path, "tqa", 30)
     (tmp_path / "iconqa.json").write_bytes(first.read_bytes())

@@ -108,6 +108,7 @@ def test_content(records, image_folder, tokenizer_folder, store, store_prefix):
     store.verify_checksums()
 
 
+@pytest.mark.proves("C13")
 def test_workers_do_not_change_the_output(records, make_settings, store_prefix, tmp_path):
     given = store_prefix.parent / "data.json"
     settings = make_settings([], tmp_path, input=given, workers=3)

@@ -54,6 +54,7 @@ def sized(width, height):
     return PHOTOGRAPH.resize((width, height))
 
 
+@pytest.mark.proves("C10")
 def test_sizes(judged):
     images = [sized(64, 64), sized(64, 31), sized(64, 32), sized(20, 90), sized(65, 32)]
     summary, kept = judged(images, min_image_side=32, max_image_aspect_ratio=2.0)
@@ -63,12 +64,14 @@ def test_sizes(judged):
     assert (summary.samples, summary.bad_records) == (2, 0)
 
 
+@pytest.mark.proves("C10")
 def test_text(judged):
     summary, kept = judged([sized(9, n) for n in (9, 8, 7)], ["  ", "abc", "ab"], min_text_length=5)
     assert kept == [1]
     assert summary.left_out == {"--min-text-length": 2}
 
 
+@pytest.mark.proves("C10")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pixels(judged, workers):
     flat = Image.new("RGB", (128, 128), (200, 30, 30))
@@ -91,6 +94,7 @@ def test_measures_are_those_of_scipy_and_scikit_image():
     assert sharpness(Image.new("L", (2, 50))) == 0.0
 
 
+@pytest.mark.proves("C10")
 def test_a_function_of_the_user(judged, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "users_filter.py").write_text(
@@ -116,6 +120,7 @@ def test_a_function_of_the_user(judged, tmp_path, monkeypatch):
     sys.modules.pop("users_filter")
 
 
+@pytest.mark.proves("C10")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_exact_duplicates(judged, workers):
     """Equal in tokens and in image bytes; records of either alone stay."""

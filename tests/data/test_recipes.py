@@ -70,6 +70,7 @@ def test_every_recipe_is_in_the_table():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(RECIPES)
 
 
+@pytest.mark.proves("C4", "C5")
 @pytest.mark.parametrize("name", RECIPES)
 def test_totals(name):
     sources, counted, said = RECIPES[name]
@@ -89,6 +90,7 @@ def test_totals(name):
     assert f"| {sources} |" in row and f"{counted:,}" in row
 
 
+@pytest.mark.proves("C6")
 def test_seed_000():
     numbers = {entry["json_path"].split("/")[1]: entry["records"] for entry in entries_of(SUBSET)}
     others = numbers["vision_flan(filtered)"], numbers["image_textualization(filtered)"]
@@ -138,6 +140,7 @@ def scaled(name, folder, image=None):
     return path, expected
 
 
+@pytest.mark.proves("C4")
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_resolves_to_stand_ins(name, tmp_path):
     path, expected = scaled(name, tmp_path)

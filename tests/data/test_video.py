@@ -84,6 +84,7 @@ def stored(make_settings, videos, tmp_path):
     return make
 
 
+@pytest.mark.proves("A11")
 @pytest.mark.parametrize(
     ("frames", "fps", "sampling", "expected"),
     [
@@ -118,6 +119,7 @@ def test_frames_are_those_of_transformers(videos, name):
     assert np.abs(ours.astype(int) - drawn).mean() < 12
 
 
+@pytest.mark.proves("A10")
 def test_thirty_two_frames_are_6273_tokens(stored, videos):
     store = stored(record("long.mp4"))
     sample = store.load(0)
@@ -133,6 +135,7 @@ def test_thirty_two_frames_are_6273_tokens(stored, videos):
     assert lengths[0] - text == 32 * per_frame + 1
 
 
+@pytest.mark.proves("A11")
 @pytest.mark.parametrize(
     ("changes", "tokens"),
     [
@@ -227,6 +230,7 @@ def test_a_share_of_the_views_of_a_video(stored):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.proves("A10")
 def test_merged_features_are_those_of_transformers(stored):
     """The model's rows for a stored video against get_video_features' pooling and newline."""
     from types import SimpleNamespace

@@ -83,6 +83,7 @@ def taken_out(pool, setup, saved, tmp_path_factory):
     return folder, pool.run(exported, saved, setup.root, hf, folder, timeout=120)[0]
 
 
+@pytest.mark.proves("D6")
 def test_a_run_computes_the_same_in_peft_and_merged(taken_out):
     _, differences = taken_out
     assert differences.pop("without adapters") > 1e-2

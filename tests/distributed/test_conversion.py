@@ -90,6 +90,7 @@ def judged(pool, tmp_path_factory):
     return make
 
 
+@pytest.mark.proves("B13")
 @pytest.mark.parametrize(
     ("text", "tensor_parallel", "pipeline"),
     [(text, *layout) for text, layouts in LAYOUTS.items() for layout in layouts],

@@ -233,6 +233,7 @@ def assert_same_parameters(ranks, reference, tolerance):
         assert difference is None or difference.relative < tolerance, str(difference)
 
 
+@pytest.mark.proves("D7", "D17", "D18")
 @pytest.mark.parametrize("entry", parameters_of_grid())
 def test_a_layout_equals_one_rank(pool, setup, one_rank, entry):
     flags = (*COMMON, *entry.flags)

@@ -99,6 +99,7 @@ def counted(pool, tmp_path_factory):
     return count
 
 
+@pytest.mark.proves("E11")
 @pytest.mark.parametrize(
     ("ranks", "number", "layout"),
     [(r, n, layout) for r, layouts in LAYOUTS.items() for n, layout in enumerate(layouts)],

@@ -199,6 +199,7 @@ def test_not_enough_room_is_said_before_anything_is_written(pool, setup, tmp_pat
     assert not list(tmp_path.glob("iter*"))
 
 
+@pytest.mark.proves("D2", "D5")
 def test_weights_alone_start_a_new_run(pool, setup, saved, tmp_path):
     arguments = [*setup.arguments("--seed=7", steps=3), *elsewhere(saved, tmp_path)]
     new = [flag for flag in arguments if not flag.startswith("--pretrained-checkpoint")]
@@ -230,6 +231,7 @@ def test_a_run_from_random_weights_resumes_from_its_own_folder(pool, setup, tmp_
     assert resumed[0]["iteration"] == 4
 
 
+@pytest.mark.proves("D9")
 @pytest.mark.parametrize("world_size, more", [(1, ["--async-save"]), (2, DISTRIBUTED)])
 def test_the_newest_checkpoints_are_kept(pool, setup, tmp_path, world_size, more):
     """Seed 002 keeps one: the run's own last, and after a resumption the one that it came from."""

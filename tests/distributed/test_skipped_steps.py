@@ -32,6 +32,7 @@ def assert_same_weights(found, expected):
             assert np.array_equal(shard.array, same.array), (rank, shard.key)
 
 
+@pytest.mark.proves("D15")
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 @pytest.mark.parametrize("place", PLACES)
 def test_the_step_is_skipped_on_all_ranks(pool, setup, place, kind):

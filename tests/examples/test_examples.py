@@ -172,6 +172,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.proves("D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D18", "D19")
 @pytest.mark.parametrize(
     "script, settings, words",
     [pytest.param(*row[1:], id=f"{row[0]}-{row[1]}-{row[2]}") for row in PUBLISHED],
@@ -268,6 +269,7 @@ def stories() -> list:
     ]
 
 
+@pytest.mark.proves("D2", "D5")
 @pytest.mark.parametrize("story", stories())
 def test_a_story_runs_on_tiny_weights(story, toys, cpu_platform):
     for script in STORIES[story]:

@@ -89,6 +89,7 @@ OFFLOAD = [*AWARE, "--optimizer-cpu-offload"]
 HALF = ["--optimizer-offload-fraction", "0.5", "--overlap-cpu-optimizer-d2h-h2d"]
 
 
+@pytest.mark.proves("D10")
 @pytest.mark.parametrize(
     "flags",
     [

@@ -58,6 +58,7 @@ def test_prompt_logits_equal_those_of_transformers(pair, questions, answers):
         assert float((answer.prompt_logits - expected).abs().max()) < 1e-4
 
 
+@pytest.mark.proves("E3")
 @pytest.mark.parametrize("rows_per_pack", [1, 250, 10**6])
 def test_answers_do_not_depend_on_what_shares_a_pack(pair, questions, answers, rows_per_pack):
     found = generate(pair, questions, rows_per_pack=rows_per_pack)

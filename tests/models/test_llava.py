@@ -60,11 +60,24 @@ def kind(request):
     return request.param
 
 
+@pytest.mark.proves("B11")
 def test_a_pack_is_its_samples_alone(kind):
     config, samples = tiny_config(**kind), mixed_samples()
     model = tiny_model(config)
     batch = pack(config, samples)
     assert (batch.weights[:, 1] != 0).any() and batch.num_images == 6 and batch.num_samples == 6
+    found = losses_and_gradients(model, batch)
+    assert_equal_runs(found, sum_of_samples(model, config, samples))
+
+
+@pytest.mark.proves("B11")
+def test_eight_images_in_a_sample_beside_samples_of_others():
+    config = tiny_config()
+    sizes = [(30 + 10 * number, 70 - 5 * number) for number in range(8)]
+    samples = [tiny_sample(sizes[:count], 9, count) for count in (3, 0, 8, 1)]
+    model = tiny_model(config)
+    batch = pack(config, samples)
+    assert batch.num_images == 12
     found = losses_and_gradients(model, batch)
     assert_equal_runs(found, sum_of_samples(model, config, samples))
 
@@ -129,6 +142,7 @@ def test_columns_that_pad_the_vocabulary_never_matter(kind):
     assert_equal_runs((losses, gradients), expected, 1e-6)
 
 
+@pytest.mark.proves("D11")
 def test_the_loss_is_the_cross_entropy_of_the_true_columns():
     config = tiny_config(make_vocab_size_divisible_by=128)
     model = tiny_model(config)
@@ -191,6 +205,7 @@ RECOMPUTE = {
 }
 
 
+@pytest.mark.proves("D10", "D17")
 @pytest.mark.parametrize("vision", [False, True], ids=["decoder", "tower-too"])
 @pytest.mark.parametrize("how", RECOMPUTE.values(), ids=RECOMPUTE)
 def test_recomputing_activations_changes_no_bit(how, vision):
@@ -277,6 +292,7 @@ def test_uniform_chunks_that_do_not_divide_the_tower_are_single_layers():
 IMAGE_ROWS = {"image_separator": True, "image_start_end": True, "tile_position_embedding": True}
 
 
+@pytest.mark.proves("A6", "A19", "A20")
 def test_with_learned_rows_a_pack_is_its_samples_alone():
     config, samples = tiny_config(**IMAGE_ROWS), mixed_samples()
     model = tiny_model(config)
@@ -287,6 +303,7 @@ def test_with_learned_rows_a_pack_is_its_samples_alone():
     assert_equal_runs(found, sum_of_samples(model, config, samples))
 
 
+@pytest.mark.proves("A18")
 def test_positions_begin_as_zeros_and_change_nothing():
     samples = mixed_samples()
     plain, config = tiny_config(), tiny_config(tile_position_embedding=True)

@@ -46,6 +46,7 @@ def original(name):
     return module
 
 
+@pytest.mark.proves("B5", "B6")
 @pytest.mark.parametrize("name", SHAPES)
 def test_it_computes_what_the_original_does(name):
     config = tiny_config(mm_projector_type=name)
@@ -65,4 +66,11 @@ def test_it_computes_what_the_original_does(name):
     assert not weights, "every tensor of the original has a row"
     ours.load_state_dict(state, strict=True)
     features = torch.randn(7, VISION, generator=torch.Generator().manual_seed(4))
-    assert torch.allclose(ours(features), theirs(features), atol=1e-5)
+    found, expected = ours(features), theirs(features)
+    assert found.shape == (7, HIDDEN) and (expected < 0).any(), "no activation behind the last"
+    assert torch.allclose(found, expected, atol=1e-5)
+    for module, output in ((ours, found), (theirs, expected)):
+        output.square().sum().backward()
+        assert all(parameter.grad.any() for parameter in module.parameters())
+    first, last = next(ours.parameters()).grad, next(theirs.parameters()).grad
+    assert torch.allclose(first, last, rtol=1e-4, atol=1e-4)

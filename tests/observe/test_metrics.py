@@ -125,6 +125,7 @@ def test_the_peak_is_given_or_that_of_a_known_gpu(monkeypatch):
     assert peak_flops(cuda, None) is None
 
 
+@pytest.mark.proves("E11")
 def test_jsonl_has_a_record_per_line_with_every_quantity(make_reporter, tmp_path):
     path = tmp_path / "new" / "run.jsonl"
     reporter = make_reporter(log_file=str(path))

@@ -31,6 +31,7 @@ def row(card, key, section=None):
     return value
 
 
+@pytest.mark.proves("E10")
 @pytest.mark.parametrize(
     ("name", "total", "connector", "language"),
     [
@@ -51,6 +52,7 @@ def test_sizes_are_those_of_the_published_cards(name, total, connector, language
         assert row(card, "Vision encoder", "Model size") == "303.5M"
 
 
+@pytest.mark.proves("E10")
 def test_views_are_written_as_on_the_cards():
     card = model_card("A model", [Stage(config(), {}, None)])
     assert row(card, "Pattern") == (
@@ -67,6 +69,7 @@ def steps(*pairs):
     }
 
 
+@pytest.mark.proves("E10", "D19")
 def test_stages_tell_what_was_trained_and_how_long():
     counts = {"samples": 558_128, "images": 558_128, "supervised_tokens": 7_000_000}
     first = config(mm_tunable_parts=("mm_mlp_adapter",), lr=1e-3, mm_vision_tower_lr=None)
@@ -88,11 +91,20 @@ def test_stages_tell_what_was_trained_and_how_long():
     assert row(card, "Compute (GPUs x hours)", "Stage-2") == "16 A100-80G x 0.5"
 
 
+@pytest.mark.proves("F2")
+def test_a_card_ends_with_a_notice_of_licences():
+    notice = model_card("A model", [Stage(config(), {}, None)]).split("\n\n")[-1]
+    assert notice.startswith("## Licences\n")
+    for word in ("Data", "towers", "language models", "licences", "terms of services"):
+        assert word in notice
+
+
 def test_adapters_are_named():
     adapted = config(lora_rank=32, mm_tunable_parts=("mm_mlp_adapter", "mm_language_model"))
     assert trainable_module(adapted) == "Connector, adapters of the LLM (rank 32)"
 
 
+@pytest.mark.proves("E10", "E11")
 def test_a_run_is_read_from_its_folder(tmp_path):
     log = tmp_path / "log.jsonl"
     run = config(log_file=str(log), data_path=str(tmp_path / "store"))

@@ -84,6 +84,7 @@ def test_only_what_saves_leave_behind_is_removed(tmp_path):
     assert names(tmp_path) == sorted([*kept, "latest_checkpointed_iteration.txt"])
 
 
+@pytest.mark.proves("D9")
 @pytest.mark.parametrize(
     "newest, keep, spared, left",
     [

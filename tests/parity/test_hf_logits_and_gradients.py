@@ -115,6 +115,7 @@ def our_batch(pair: Pair, samples: list[Sample]):
     return collate(samples, pair.settings).to_torch()
 
 
+@pytest.mark.proves("B1", "B7")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_logits(pair, size):
     sample = sample_of(size, seed=7)
@@ -169,6 +170,7 @@ def is_key_bias_of_tower(name: str) -> bool:
     return name.startswith("vision_tower.") and name.endswith("k_proj.bias")
 
 
+@pytest.mark.proves("B1", "B7", "D11")
 def test_loss_and_every_gradient(pair):
     """All samples in one pack here, one after the other there."""
     from megatron_llava.convert.convert import hf_state_from_megatron

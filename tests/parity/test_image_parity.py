@@ -73,6 +73,7 @@ def processor(name: str, settings: ImageSettings) -> Any:
     )
 
 
+@pytest.mark.proves("A1")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("name", "settings"),
@@ -88,6 +89,7 @@ def test_anyres_pixels(size: Size, name: str, settings: ImageSettings) -> None:
     assert np.abs(ours - theirs).max() == 0.0
 
 
+@pytest.mark.proves("A1")
 @pytest.mark.parametrize(("name", "settings"), [("LlavaNext", NEXT), ("LlavaOnevision", ONEVISION)])
 def test_anyres_pixels_at_full_tile_size(name: str, settings: ImageSettings) -> None:
     image = noise((733, 512))
@@ -95,6 +97,7 @@ def test_anyres_pixels_at_full_tile_size(name: str, settings: ImageSettings) -> 
     assert np.array_equal(our_pixels(image, settings), theirs)
 
 
+@pytest.mark.proves("A9")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("small", [CLIP_SMALL, SIGLIP_SMALL])
 def test_images_of_one_sample_are_padded(size: Size, small: ImageSettings) -> None:
@@ -147,8 +150,11 @@ def their_features(
     return merged[0]
 
 
+@pytest.mark.proves("A2")
 @pytest.mark.parametrize(
-    "settings", [NEXT, ONEVISION, replace(ONEVISION, image_aspect_ratio="anyres_max_2")]
+    "settings",
+    [NEXT, *(replace(ONEVISION, image_aspect_ratio=f"anyres_max_{n}") for n in (2, 4, 9, 16))],
+    ids=lambda settings: settings.image_aspect_ratio,
 )
 def test_merged_features(settings: ImageSettings) -> None:
     generator = torch.manual_seed(3)
@@ -172,6 +178,7 @@ def test_merged_features(settings: ImageSettings) -> None:
     assert (shrunk > 0) == (settings.max_merged_views is not None)
 
 
+@pytest.mark.proves("A10")
 @pytest.mark.parametrize(("side", "frames"), [(384, 1), (384, 5), (336, 3)])
 def test_merged_frames_of_a_video(side: int, frames: int) -> None:
     video = VideoSettings(
@@ -216,6 +223,7 @@ def their_count(settings: ImageSettings, size: Size) -> int:
     return cls._get_number_of_features(stub, size[1], size[0], side, side)
 
 
+@pytest.mark.proves("A2")
 @pytest.mark.parametrize("settings", [NEXT, ONEVISION])
 def test_token_counts(settings: ImageSettings) -> None:
     random = np.random.default_rng(5).integers(1, 3000, (10_000, 2)).tolist()

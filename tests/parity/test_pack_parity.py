@@ -62,6 +62,7 @@ def sizes(seed):
     return np.exp(logarithms).round().astype(int).tolist()
 
 
+@pytest.mark.proves("A2", "A6")
 @pytest.mark.parametrize("mode", MODES)
 def test_values_and_gradients_equal_transformers(mode):
     settings = MODES[mode]

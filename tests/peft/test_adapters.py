@@ -72,6 +72,7 @@ def test_adapters_change_nothing_at_first(base, batch):
     assert torch.equal(model.train()(batch), base(batch))
 
 
+@pytest.mark.proves("D6")
 def test_merged_equals_unmerged(base, batch):
     from megatron_llava.peft.layers import adapted_linears
 
@@ -84,6 +85,7 @@ def test_merged_equals_unmerged(base, batch):
     assert (found - base.decode(batch)).abs().max() > 0.1, "the adapters matter"
 
 
+@pytest.mark.proves("D6")
 def test_no_adapter_leaks_out_of_the_decoder(base):
     from megatron_llava.peft.layers import adapted_linears
 

@@ -48,6 +48,7 @@ SEED = {
 }
 
 
+@pytest.mark.proves("D7", "E11")
 def test_the_adapters_of_a_7b_fit_two_gpus_of_48_gib_with_recomputation():
     config = planned("llava-next-vicuna-7b", **SEED, **FULL)
     layout = plan_layout(config, two(48), workload)

@@ -41,6 +41,7 @@ CASES += [
 ]
 
 
+@pytest.mark.proves("C1")
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_ids_are_those_of_the_whole_string(tokenizers, kind, name):
     """For tokenizers that know <image>, as those of HF processors do."""

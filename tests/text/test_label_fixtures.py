@@ -114,6 +114,7 @@ def judged(hf, fixture):
     return ids, [int(any(first < end <= last for first, last in spans)) for end in ends]
 
 
+@pytest.mark.proves("C1", "D11")
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte_bpe", "llama_3_style"])
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_masks_equal_the_fixture(kinds, kind, name):

@@ -66,6 +66,7 @@ def llama_3_rule(tokenizer, turns):
 RULES = {"qwen_1_5": qwen_rule, "qwen_2": qwen_rule, "llava_llama_3": llama_3_rule}
 
 
+@pytest.mark.proves("C1")
 @pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
 @pytest.mark.parametrize("name", RULES)
 def test_headers_and_special_tokens(tokenizers, name, turns):

@@ -18,6 +18,7 @@ TURNS = (
 )
 
 
+@pytest.mark.proves("C3")
 def test_all_in_front() -> None:
     placed = place_images(TURNS, 1.0, seed=0)
     assert [turn.text for turn in placed] == [
@@ -30,6 +31,7 @@ def test_all_in_front() -> None:
     assert [turn.role for turn in placed] == [turn.role for turn in TURNS]
 
 
+@pytest.mark.proves("C3")
 def test_as_written() -> None:
     assert place_images(TURNS, 0.0, seed=0) == TURNS
 
@@ -40,6 +42,7 @@ def test_fewer_than_two_images_stay(text: str) -> None:
     assert place_images(turns, 1.0, seed=0) == turns
 
 
+@pytest.mark.proves("C3")
 def test_a_share_is_drawn_by_seed_and_words() -> None:
     conversations = [(Turn("human", f"<image> or <image> {i}?"), TURNS[2]) for i in range(2000)]
 
@@ -53,6 +56,7 @@ def test_a_share_is_drawn_by_seed_and_words() -> None:
     assert all(large >= small for small, large in zip(moved(0.3, 1), moved(0.6, 1), strict=True))
 
 
+@pytest.mark.proves("C3")
 @given(st.lists(st.text("ab \n") | st.just("<image>"), min_size=1, max_size=8))
 def test_no_image_is_lost_or_added(parts: list[str]) -> None:
     turns = (Turn("human", "".join(parts)), Turn("gpt", "x"), Turn("human", "<image>b<image>"))

@@ -45,6 +45,7 @@ def test_the_language_model_takes_what_is_neither_tower_nor_projector(model):
     assert any("output_layer" in name for name in language)
 
 
+@pytest.mark.proves("D5")
 @pytest.mark.parametrize("parts", SUBSETS, ids="+".join)
 def test_exactly_the_named_parts_learn(model, parts):
     from megatron_llava.training.freeze import freeze_parts
@@ -55,6 +56,7 @@ def test_exactly_the_named_parts_learn(model, parts):
     assert learning == set().union(*(names_of(part, model) for part in parts))
 
 
+@pytest.mark.proves("D1", "D4", "D5")
 @pytest.mark.parametrize("part", TUNABLE_PARTS)
 def test_frozen_parts_get_no_gradient_no_state_and_no_update(make_parts, batch, part):
     parts = make_parts(mm_tunable_parts=(part,))
@@ -78,6 +80,7 @@ PARTS_BESIDE = [
 ]
 
 
+@pytest.mark.proves("D6")
 @pytest.mark.parametrize("parts", PARTS_BESIDE, ids="+".join)
 def test_only_what_is_meant_learns(make_parts, batch, parts):
     from megatron_llava.parallel.groups import set_seed

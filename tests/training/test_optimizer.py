@@ -45,6 +45,7 @@ def test_matrices_decay_and_vectors_do_not(make_parts):
     assert decays["language_model.embedding.word_embeddings.weight"] == 0.1
 
 
+@pytest.mark.proves("D3")
 def test_modules_have_their_own_rates(make_parts):
     parts = make_parts(**MODULE_RATES, min_lr=1e-4)
     # Three rates, each with and without decay.
@@ -94,6 +95,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.proves("D3")
 @pytest.mark.parametrize("warmup", [0, 5])
 @pytest.mark.parametrize("style", SCHEDULES)
 def test_the_schedule_is_that_of_transformers(make_parts, style, warmup):

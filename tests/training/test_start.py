@@ -61,6 +61,7 @@ def test_load_comes_before_the_pretrained_weights(run, converted):
     assert architecture_from_checkpoint(config).language.num_layers == 2
 
 
+@pytest.mark.proves("D2", "D5")
 @pytest.mark.parametrize("exists", [True, False])
 def test_the_pretrained_weights_are_read_until_load_holds_a_checkpoint(tmp_path, converted, exists):
     folder = tmp_path / "new"

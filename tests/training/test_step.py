@@ -30,6 +30,7 @@ def batches():
     ]
 
 
+@pytest.mark.proves("D11", "D15")
 def test_the_loss_is_the_mean_over_all_supervised_tokens(make_parts, batches):
     parts = make_parts()
     with torch.no_grad():
@@ -64,6 +65,7 @@ def test_samples_or_packs_may_weigh_alike(make_parts, batches, reduction):
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-4)
 
 
+@pytest.mark.proves("D15")
 def test_the_gradient_norm_is_that_before_clipping(make_parts, batches):
     parts = make_parts(clip_grad=1e-3)
     count = sum(batch.loss_rows.numel() for batch in batches)
@@ -139,6 +141,7 @@ def adam_moments(parts):
     return [value.clone() for state in adam.state.values() for value in state.values()]
 
 
+@pytest.mark.proves("D15")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_loss_that_is_no_number_skips_the_step(make_parts, batches, place):
     parts = make_parts()
@@ -169,6 +172,7 @@ def test_the_microbatch_at_fault_is_named(make_parts, batches):
     assert result.skipped and result.microbatches_not_finite == (1,)
 
 
+@pytest.mark.proves("D15")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38], ids=str)
 @pytest.mark.parametrize("clip_grad", [0.0, 1.0])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])

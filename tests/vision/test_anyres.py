@@ -11,6 +11,7 @@ from megatron_llava.vision.anyres import parse_grid_pinpoints, select_best_resol
 FIVE = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
+@pytest.mark.proves("A3")
 @pytest.mark.parametrize(
     "notation",
     [
@@ -35,10 +36,12 @@ def test_range_counts_tiles_first_number_outer(text: str) -> None:
     assert parse_grid_pinpoints(text, 56, "hw") == tuple((w, h) for h, w in expected)
 
 
+@pytest.mark.proves("A4")
 def test_range_of_one_and_the_published_range() -> None:
     assert parse_grid_pinpoints("(2x3)", 384) == ((768, 1152),)
     sizes = parse_grid_pinpoints("(1x1),...,(6x6)", 384)
-    assert len(sizes) == 36 and sizes[0] == (384, 384) and sizes[-1] == (2304, 2304)
+    assert sizes == tuple((384 * w, 384 * h) for w in range(1, 7) for h in range(1, 7))
+    assert len(sizes) == 36 and sizes[-1] == (2304, 2304)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +92,12 @@ def test_choice_from_the_five_list(image_size: tuple[int, int], canvas: tuple[in
     assert select_best_resolution(image_size, FIVE) == canvas
 
 
+@pytest.mark.proves("A1")
 def test_full_tie_goes_to_the_first_listed() -> None:
     assert select_best_resolution((100, 100), ((336, 672), (672, 336))) == (336, 672)
     assert select_best_resolution((100, 100), ((672, 336), (336, 672))) == (672, 336)
+    # The published list read as transformers reads it: its first pair is the wide canvas.
+    assert select_best_resolution((100, 100), parse_grid_pinpoints(FIVE, 336, "hw")) == (672, 336)
 
 
 def test_a_strip_that_no_canvas_keeps_gets_the_smallest() -> None:
@@ -99,6 +105,7 @@ def test_a_strip_that_no_canvas_keeps_gets_the_smallest() -> None:
     assert select_best_resolution((1, 100_000), sizes) == (56, 56)
 
 
+@pytest.mark.proves("A1", "A3")
 @given(
     st.integers(1, 5000),
     st.integers(1, 5000),

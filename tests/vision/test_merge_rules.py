@@ -128,6 +128,7 @@ ASPECT_RATIOS = [
 ]
 
 
+@pytest.mark.proves("A6", "A7")
 @pytest.mark.parametrize("aspect_ratio", ASPECT_RATIOS)
 @pytest.mark.parametrize("merge_type", MERGE_TYPES)
 @given(
@@ -149,6 +150,7 @@ def test_image_rules(aspect_ratio, merge_type, size, unpad_round):
     assert_follows(layout, features, merged_image(features, size, image))
 
 
+@pytest.mark.proves("A7")
 @pytest.mark.parametrize("views", [4, 9, 16])
 @pytest.mark.parametrize("columns", [2, 4, 5, 6])
 def test_thresholded_counts_of_the_published_table(views: int, columns: int):
@@ -176,6 +178,7 @@ def test_a_threshold_that_leaves_nothing_is_refused():
             function((224, 224), one_patch)
 
 
+@pytest.mark.proves("A19", "A20")
 @pytest.mark.parametrize("separator", [False, True])
 @pytest.mark.parametrize("start_end", [False, True])
 @pytest.mark.parametrize("after_image", [False, True])
@@ -217,6 +220,7 @@ def merged_video(features_FTH: torch.Tensor, video: VideoSettings) -> torch.Tens
     return torch.cat([tokens, NEWLINE[None]]) if has_newline else tokens
 
 
+@pytest.mark.proves("A11")
 @pytest.mark.parametrize("position", NEWLINE_POSITIONS)
 @pytest.mark.parametrize("merge_type", MERGE_TYPES)
 @pytest.mark.parametrize(

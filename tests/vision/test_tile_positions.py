@@ -46,6 +46,7 @@ def test_a_place_is_its_row_and_column(size, positions):
     assert view_positions(size, SETTINGS, single_view=True) == [-1]
 
 
+@pytest.mark.proves("A18")
 @given(st.tuples(st.integers(1, 200), st.integers(1, 200)))
 def test_each_view_has_one_and_no_two_tiles_share_it(size):
     positions = view_positions(size, SETTINGS, single_view=False)

@@ -138,6 +138,7 @@ def test_an_image_that_unfolds_to_too_many_pixels(monkeypatch: pytest.MonkeyPatc
         open_image(encoded(noise(50, 50), "PNG"), "bomb.png")
 
 
+@pytest.mark.proves("A1")
 def test_base_view_comes_first_and_is_squashed() -> None:
     image = noise(168, 56)  # fills a 3x1 canvas exactly, so its tiles are its own pixels
     views = image_views(image, TINY)
@@ -150,6 +151,7 @@ def test_base_view_comes_first_and_is_squashed() -> None:
     assert (image_views(image, replace(TINY, image_aspect_ratio="nobase")) == views[1:]).all()
 
 
+@pytest.mark.proves("A1")
 def test_tiles_are_row_major_on_a_black_centred_canvas() -> None:
     two_by_two = replace(TINY, grid_pinpoints=((112, 112),))
     white = Image.new("RGB", (112, 55), (255, 255, 255))

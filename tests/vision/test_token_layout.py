@@ -62,11 +62,13 @@ def test_counts_of_the_original(
     assert number_of_tokens(image_size, replace(SIGLIP36, unpad_round=unpad_round)) == siglip36
 
 
+@pytest.mark.proves("A8")
 def test_largest_count_under_a_cap_is_above_the_nominal_one() -> None:
     # Up to 1.1^2 * N * T patches stay unshrunk: more than (N + 1) * T = 7290.
     assert number_of_tokens((947, 1155), SIGLIP36) == 8765
 
 
+@pytest.mark.proves("A6")
 @pytest.mark.parametrize(
     ("merge_type", "tokens"),
     [
@@ -171,6 +173,7 @@ def test_nobase_keeps_the_only_tile() -> None:
     assert layout.taps[:, 0].tolist() == [0, 1, NEWLINE, 2, 3, NEWLINE]
 
 
+@pytest.mark.proves("A5")
 @pytest.mark.parametrize("size", [(28, 28), (80, 30), (33, 90), (500, 500)])
 @pytest.mark.parametrize("family", ["flat", "spatial", "spatial_unpad"])
 def test_nobase_mode_is_the_nobase_merge_without_the_unused_view(
