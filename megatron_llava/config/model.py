@@ -165,7 +165,7 @@ class ImageConfig:
     )
     image_grid_pinpoints: str | None = flag(
         None,
-        "Grids of tiles: a range such as (1x1),...,(6x6), or a list of pixel sizes",
+        "Grids: a range (1x1),...,(6x6), tiles 336x{2x2,1x{2,3}}, or a list of pixel sizes",
         from_checkpoint="overridable",
         parse=_pinpoints_text,
     )

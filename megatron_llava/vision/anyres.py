@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from megatron_llava.vision.grid_notation import read_product
+
 Size = tuple[int, int]
 
 _RANGE = re.compile(r"\((\d+)x(\d+)\)(?:,(?:\.\.\.|\u2026),\((\d+)x(\d+)\))?")
-_EXPECTED = "expected '(1x1),...,(6x6)' in tiles, or a list of [width, height] in pixels"
+_EXPECTED = (
+    "expected '(1x1),...,(6x6)' in tiles, a list of [width, height] in pixels, or "
+    "'336x{2x2,1x{2,3}}', a tile in pixels and grids of it"
+)
 
 
 def parse_grid_pinpoints(
@@ -19,7 +24,8 @@ def parse_grid_pinpoints(
 
     Args:
         pinpoints: a range "(1x1),...,(6x6)" (inclusive, counted in tiles, first number outer);
-            a Python or JSON literal "[[336, 672], [672, 336]]"; or such a list itself (pixels).
+            a Python or JSON literal "[[336, 672], [672, 336]]"; such a list itself (pixels); or a
+            tile and grids of it, "336x{2x2,1x{2,3}}", as `grid_notation` reads them.
         tile_size: side of a tile in pixels; every size must be a multiple of it.
         pinpoint_order: meaning of each pair as written: 'wh' (LLaVA) or 'hw' (the same JSON list as
             transformers reads it). It decides ties only where the list is a symmetric set.
@@ -32,8 +38,9 @@ def parse_grid_pinpoints(
     """
     if pinpoint_order not in ("wh", "hw"):
         raise ValueError(f"--pinpoint-order {pinpoint_order}: expected wh or hw")
-    if isinstance(pinpoints, str) and "x" in pinpoints:
-        pairs = [(a * tile_size, b * tile_size) for a, b in _expand_range(pinpoints)]
+    if isinstance(pinpoints, str) and re.search("[x\N{MULTIPLICATION SIGN}]", pinpoints):
+        grids = _expand_product(pinpoints, tile_size) or _expand_range(pinpoints)
+        pairs = [(a * tile_size, b * tile_size) for a, b in grids]
     else:
         pairs = _read_pairs(pinpoints)
     for pair in pairs:
@@ -43,6 +50,17 @@ def parse_grid_pinpoints(
                 f"{tile_size} in both directions"
             )
     return tuple(pairs if pinpoint_order == "wh" else [(w, h) for h, w in pairs])
+
+
+def _expand_product(text: str, tile_size: int) -> list[Size] | None:
+    """The grids of a tile and its grids, None where the text is no such thing."""
+    found = read_product(text)
+    if found is not None and found[0] != tile_size:
+        raise ValueError(
+            f"--image-grid-pinpoints {text!r}: counts tiles of {found[0]} pixels, the views of "
+            f"the vision tower have {tile_size}"
+        )
+    return None if found is None else found[1]
 
 
 def _expand_range(text: str) -> list[Size]:

@@ -25,6 +25,37 @@ def test_list_notations_agree(notation: Any) -> None:
     assert parse_grid_pinpoints(notation, 336) == FIVE
 
 
+SEVEN = [(2, 2), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1)]
+
+
+@pytest.mark.proves("A3")
+@pytest.mark.parametrize(
+    ("notation", "tiles"),
+    [
+        # The three published cards: January, May and June 2024.
+        ("336 x [(2,2), (1,2), (2,1), (1,3), (3,1), (1,4), (4,1)]", SEVEN),
+        ("336\u00d7(2x2;1x2;2x1;1x3;3x1)", SEVEN[:5]),
+        (
+            "336 \u00d7 {2\u00d72, 1\u00d7{2,3}, {2,3}\u00d71}",
+            [(2, 2), (1, 2), (1, 3), (2, 1), (3, 1)],
+        ),
+        ("336x{2x{1,2}}", [(2, 1), (2, 2)]),
+        ("336x({1,2}x{3,4})", [(1, 3), (1, 4), (2, 3), (2, 4)]),
+    ],
+)
+def test_products_of_the_cards(notation: str, tiles: list[tuple[int, int]]) -> None:
+    listed = [[336 * columns, 336 * rows] for columns, rows in tiles]
+    for order in ("wh", "hw"):
+        assert parse_grid_pinpoints(notation, 336, order) == parse_grid_pinpoints(
+            listed, 336, order
+        )
+
+
+def test_the_cards_of_may_and_june_have_the_grids_of_the_five_list() -> None:
+    for notation in ("336x(2x2;1x2;2x1;1x3;3x1)", "336x{2x2, 1x{2,3}, {2,3}x1}"):
+        assert set(parse_grid_pinpoints(notation, 336)) == set(FIVE)
+
+
 def test_hw_order_flips_every_pair() -> None:
     assert parse_grid_pinpoints(FIVE, 336, "hw") == tuple((w, h) for h, w in FIVE)
 
@@ -50,6 +81,12 @@ def test_range_of_one_and_the_published_range() -> None:
         ("(1x1),(1x2),(2x2)", "expected"),  # grids one by one: a range would add (2x1)
         ("(1x1),...", "expected"),
         ("1x1,...,6x6", "expected"),
+        ("384x{2x2}", "tiles of 384 pixels, the views of the vision tower have 336"),
+        ("336x{2x2,}", "expected"),
+        ("336x{2x2 3x3}", "expected"),
+        ("336x{}", "expected"),
+        ("336x{2x{1,}}", "expected"),
+        ("336x{0x2}", r"\(0, 672\) is not a positive multiple"),
         ("(2x2),...,(1x3)", r"from \(2, 2\) to \(1, 3\)"),
         ("(0x1),...,(2x2)", r"from \(0, 1\)"),
         ("[[336, 672], ", "expected"),
