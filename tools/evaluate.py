@@ -28,6 +28,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--conversation-template", required=True)
     parser.add_argument("--output", help="JSONL file for the answers")
     parser.add_argument("--blank-images", action="store_true", help="grey out every image")
+    parser.add_argument(
+        "--multi-image-placement",
+        choices=("interleaved", "front"),
+        default="interleaved",
+        help="several images of a question: among its words as written, or all in front of it",
+    )
     add_video_flags(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--rows-per-pack", type=int, default=4096)
@@ -75,6 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         tokenizer,
         template,
         blank_images=arguments.blank_images,
+        images_in_front=arguments.multi_image_placement == "front",
     )
     join_process_group(device.type, timeout_minutes=10)
     initialize_groups(ParallelConfig(device=device.type))

@@ -16,6 +16,7 @@ from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
 from megatron_llava.text.conversation import encode_prompt
+from megatron_llava.text.placement import place_images
 from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ def read_questions(
     template: Template,
     *,
     blank_images: bool = False,
+    images_in_front: bool = False,
 ) -> list[Question]:
     """Read LLaVA records; the first human turn is asked and the first answer is the truth.
 
@@ -51,6 +53,8 @@ def read_questions(
         visuals: where images and videos are, and which frames are taken.
         blank_images: replace every image (and frame) by a grey one of its size, to see what is
             guessed.
+        images_in_front: move several images of a question in front of its words, as
+            ``--multi-image-placement front`` does for training.
 
     Raises:
         ValueError: one line naming the record, the image or the video.
@@ -64,7 +68,10 @@ def read_questions(
             raise ValueError(f"{source}: no question with an answer after it")
         read = read_visuals(record, visuals)
         images = [_grey(size) for size in read.sizes] if blank_images else read.items
-        token_ids = encode_prompt(read.turns[: human + 1], len(images), tokenizer, template, source)
+        turns = read.turns[: human + 1]
+        if images_in_front and not record.videos:
+            turns = place_images(turns, 1.0, seed=0)
+        token_ids = encode_prompt(turns, len(images), tokenizer, template, source)
         questions.append(
             Question(
                 id=record.id,

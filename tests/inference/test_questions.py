@@ -85,6 +85,20 @@ def test_a_prompt_is_the_beginning_of_the_training_conversation(read, tokenizer)
     assert not question.prompt.label_mask.any()
 
 
+@pytest.mark.proves("C3")
+def test_several_images_are_asked_about_among_the_words_or_in_front(read, tokenizer):
+    asked = "is <image> older than <image>?"
+    made = record(asked, "no", image=["dogs.png", "dogs.png"])
+    moved = "<image>\n<image>\nis Image 1 older than Image 2?"
+    for front, text in ((False, asked), (True, moved)):
+        (question,) = read(made, images_in_front=front)
+        turns = [Turn("human", text), Turn("gpt", "no")]
+        whole = encode_conversation(turns, 2, tokenizer, get_template("v1"), "whole").token_ids
+        ids = question.prompt.token_ids
+        np.testing.assert_array_equal(whole[: len(ids)], ids)
+        assert len(question.prompt.images) == 2 and question.text == asked
+
+
 def test_blank_images_keep_their_size_and_nothing_else(read):
     made = record(ASKED, "three", image="dogs.png")
     seen, blank = read(made)[0], read(made, blank_images=True)[0]
