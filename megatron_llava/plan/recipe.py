@@ -29,3 +29,8 @@ def recipe(config: RunConfig, world_size: int, workload: Workload, samples: int)
         steps=steps,
         warmup=config.optimizer.warmup_iters(steps),
     )
+
+
+def gpu_hours(gpus: int, seconds: float) -> float:
+    """What a run of so many seconds costs, as model cards count it: GPUs x hours."""
+    return gpus * seconds / 3600

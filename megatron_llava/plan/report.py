@@ -9,11 +9,14 @@ from dataclasses import fields
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.plan.assumptions import LINK_UTILISATION, RESERVE, UTILISATION
+from megatron_llava.plan.gpus import GIB, LINK_UTILISATION, RESERVE, TERA, UTILISATION
+from megatron_llava.plan.image_budget import image_budget
 from megatron_llava.plan.layout import Layout, Machine
 from megatron_llava.plan.memory import RankMemory
-from megatron_llava.plan.recipe import Recipe
+from megatron_llava.plan.recipe import Recipe, gpu_hours
 from megatron_llava.plan.search import MOST_GROWTH, flags_of
 from megatron_llava.platform.gpus import GIB, TERA
+from megatron_llava.vision.settings import image_settings
 
 _SECONDS_OF_A_DAY = 86400
 
@@ -26,7 +29,15 @@ def report(layout: Layout, said: str, recipe: Recipe | None) -> str:
         said: what packs hold, in words.
         recipe: steps of the run, None where its samples are not known.
     """
-    lines = [_title(layout), said, "", *_memory(layout), "", *_flops(layout)]
+    lines = [
+        _title(layout),
+        said,
+        _images(layout.config),
+        "",
+        *_memory(layout),
+        "",
+        *_flops(layout),
+    ]
     if layout.time is not None:
         lines += ["", *_time(layout, recipe)]
     if recipe is not None:
@@ -47,6 +58,17 @@ def _title(layout: Layout) -> str:
     ranks = ", ".join(f"{size} {name}-parallel" for name, size in sizes.items() if size > 1)
     name = config.checkpoint.model or f"{known(config.language.num_layers)} layers"
     return f"{name} on {_gpus(machine)}: {ranks or 'one rank'}"
+
+
+def _images(config: RunConfig) -> str:
+    settings = image_settings(config)
+    budget = image_budget(settings)
+    views = " + ".join(str(part) for part in (budget.tiles, budget.base) if part)
+    about = "about " if settings.max_merged_views is not None else ""
+    return (
+        f"an image has at most {about}({views}) x {budget.tokens_per_view} = {budget.tokens:,} "
+        f"tokens beside newlines ({settings.image_aspect_ratio}, {settings.mm_patch_merge_type})"
+    )
 
 
 def _gpus(machine: Machine) -> str:
@@ -94,8 +116,12 @@ def _time(layout: Layout, recipe: Recipe | None) -> Iterator[str]:
         "the published link are assumed"
     )
     if recipe is not None:
-        days = recipe.steps * time.total / _SECONDS_OF_A_DAY
-        yield f"  {days:.2f} days for {recipe.steps:,} steps"
+        seconds = recipe.steps * time.total
+        hours = gpu_hours(layout.machine.gpus, seconds)
+        yield (
+            f"  {seconds / _SECONDS_OF_A_DAY:.2f} days for {recipe.steps:,} steps, {hours:,.0f} "
+            "GPU-hours"
+        )
 
 
 def _recipe(recipe: Recipe) -> Iterator[str]:

@@ -62,6 +62,12 @@ def test_the_adapters_of_a_7b_fit_two_gpus_of_48_gib_with_recomputation():
     assert (steps.samples_per_step, steps.steps, steps.warmup) == (32, 14_815, 445)
     text = report(layout, workload(config).said, steps)
     assert "14,815 steps of 474,080 samples at 32 a step, 445 of them warm-up" in text
+    assert "an image has at most (36) x 576 = 20,736 tokens beside newlines (nobase, " in text
+    next_config = planned("llava-onevision-qwen2-7b", seq_length=8192, **FULL)
+    other = report(plan_layout(next_config, two(48), workload), "", None)
+    assert "at most about (9 + 1) x 729 = 7,290 tokens beside newlines (anyres_max_9" in other
+    seconds = steps.steps * layout.time.total
+    assert f" steps, {2 * seconds / 3600:,.0f} GPU-hours\n" in text
     assert "not measured" in text and "fits: " in text
 
 
