@@ -40,7 +40,7 @@ def make_inputs(folder: Path) -> None:
         (folder / f"{number}.png").write_bytes(png((40 + 30 * number, 90), number))
     turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": "two cats"}]
     records = [
-        {"id": str(n), "image": f"{n}.png", "kind": "cats", "conversations": turns}
+        {"id": str(n), "image": f"{n}.png", "kind": "cats", "score": n, "conversations": turns}
         for n in range(4)
     ]
     (folder / "data.json").write_text(json.dumps(records))
@@ -97,6 +97,12 @@ def one_run(folder: Path) -> dict[str, Case]:
             TOOLS["balance_classes"],
             [*chosen, str(folder / "few-cats.jsonl"), "--by", "kind", "--max-per-class", "3"],
             ['"cats": 3 of 4 records'],
+            0,
+        ),
+        "top": Case(
+            TOOLS["select_top"],
+            [*chosen, str(folder / "best-cats.jsonl"), "--by", "score", "--count", "2"],
+            ["2 of 4 records: values from 2 to 3"],
             0,
         ),
         "import": Case(convert, there, ["wrote"], 0),
@@ -259,6 +265,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         ),
         "balance: field": choose(
             "balance_classes", "--by", "colour", "--max-per-class", "2", words=["has no colour"]
+        ),
+        "top: field": choose(
+            "select_top", "--by", "quality", "--count", "2", words=["has no quality"]
         ),
         "card: folder": Case(
             TOOLS["write_model_card"],

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from megatron_llava.curation.kept_records import (
+    check_field,
     check_output,
+    field_value,
     open_json_records,
     record_line,
     written,
@@ -47,8 +49,7 @@ class BalanceSettings:
         assert self.missing in MISSING
         if self.max_per_class < 1:
             raise ValueError(f"--max-per-class {self.max_per_class}: expected at least 1")
-        if not all(self.by.split(".")):
-            raise ValueError(f"--by {self.by}: expected a key, or keys with dots between them")
+        check_field(self.by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,7 @@ def class_of(record: Mapping[str, Any], by: str, source: str) -> str | None:
     Raises:
         ValueError: it is a list, an object or a fraction; one line that starts with `source`.
     """
-    value: Any = record
-    for key in by.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+    value = field_value(record, by)
     if value is None:
         return None
     if not isinstance(value, (str, int)):

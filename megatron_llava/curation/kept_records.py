@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +47,20 @@ def record_line(raw: Any) -> bytes:
     if isinstance(raw, bytes):
         return raw.rstrip(b"\r\n") + b"\n"
     return json.dumps(raw).encode() + b"\n"  # ASCII: also lone surrogates stay what they are
+
+
+def check_field(by: str) -> None:
+    """ValueError for a --by that names no field."""
+    if not all(by.split(".")):
+        raise ValueError(f"--by {by}: expected a key, or keys with dots between them")
+
+
+def field_value(record: Mapping[str, Any], by: str) -> Any:
+    """The value of a key, or of `outer.inner`; None where there is none or null."""
+    value: Any = record
+    for key in by.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def check_output(flag: str, path: Path, *, overwrite: bool, suffix: str = ".jsonl") -> None:
