@@ -171,7 +171,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig:
-    """Which activations are computed again in the backward pass instead of being kept."""
+    """Which activations are kept for the backward pass, and how many there are at a time."""
 
     recompute_activations: bool = flag(False, "Same as --recompute-granularity selective")
     recompute_granularity: Literal["full", "selective"] | None = flag(
@@ -179,6 +179,12 @@ class RecomputeConfig:
     )
     recompute_vision: bool = flag(
         False, "Recompute the vision tower's layers as well, in the same way"
+    )
+    vision_views_at_once: int | None = flag(
+        None,
+        "Views that the vision tower encodes together, one group after the other",
+        minimum=1,
+        default_text="all of a pack",
     )
     recompute_method: Literal["uniform", "block"] | None = flag(
         None, "With full: recompute in chunks of layers, or the first layers of each stage"

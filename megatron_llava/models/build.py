@@ -70,6 +70,7 @@ def build_llava_model(
             vision_core,
             config.vision,
             whole_on_each_rank=config.parallel.vision_parallel == "data",
+            views_at_once=config.recompute.vision_views_at_once,
         )
         vision_projection = build_projector(
             projector_transformer_config(config),

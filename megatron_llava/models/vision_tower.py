@@ -43,12 +43,19 @@ class VisionTower(MegatronModule):
         vision: sizes and kind of the tower.
         whole_on_each_rank: every tensor-parallel rank holds all weights and encodes other views;
             the gradients of a step are then averaged over those ranks.
+        views_at_once: views that are encoded together, None for all that are given.
     """
 
     def __init__(
-        self, config: TransformerConfig, vision: VisionConfig, *, whole_on_each_rank: bool = False
+        self,
+        config: TransformerConfig,
+        vision: VisionConfig,
+        *,
+        whole_on_each_rank: bool = False,
+        views_at_once: int | None = None,
     ) -> None:
         super().__init__(config=config)
+        self.views_at_once = views_at_once
         groups = ProcessGroupCollection.use_mpu_process_groups()
         if whole_on_each_rank:
             # The group of this rank alone: there are no experts, whose ranks would be in it.
@@ -115,6 +122,11 @@ class VisionTower(MegatronModule):
         Args:
             patches_VTK: what ``ops.tiles_to_patches`` makes of tiles.
         """
+        if self.views_at_once is None or len(patches_VTK) <= self.views_at_once:
+            return self._encode(patches_VTK)
+        return torch.cat([self._encode(part) for part in patches_VTK.split(self.views_at_once)])
+
+    def _encode(self, patches_VTK: torch.Tensor) -> torch.Tensor:
         hidden_VTD = self.conv1(patches_VTK)
         assert hidden_VTD.shape[1] == self.patches, (hidden_VTD.shape, self.patches)
         if self.has_class_token:

@@ -136,6 +136,7 @@ def test_views_are_bounded():
         fitting_samples(np.full(3, 5), 9, name="s", views=np.array([1, 3, 2]), max_views=2)
 
 
+@pytest.mark.proves("C12")
 def test_balanced_packs_are_the_same_packs():
     lengths = log_normal_lengths(20_000, 8192, sigma=1.0)
     views = lengths // 576
@@ -163,6 +164,7 @@ def test_balanced_packs_are_the_same_packs():
     assert wait_fraction(costs(plan)[head:], 4) < 0.01
 
 
+@pytest.mark.proves("C12")
 @given(st.integers(0, 400), st.integers(1, 20), st.integers(0, 50), st.integers(0, 2**60))
 def test_a_balanced_order_keeps_every_pack(count, group, first_pack, seed):
     costs = np.random.default_rng(seed).integers(0, 1000, count)

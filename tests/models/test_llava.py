@@ -236,6 +236,34 @@ def test_a_frozen_tower_keeps_nothing_and_is_never_recomputed(frozen):
     assert outputs[0].requires_grad != frozen
 
 
+@pytest.mark.proves("B12")
+@pytest.mark.parametrize("recompute", [{}, {**RECOMPUTE["uniform-1"], "recompute_vision": True}])
+@pytest.mark.parametrize("frozen", [False, True], ids=["learns", "frozen"])
+def test_views_encoded_four_at_a_time_change_nothing(frozen, recompute):
+    if recompute:
+        recompute = {"recompute_granularity": "full", **recompute}
+    samples, runs, counts, tracked = mixed_samples(), [], [], []
+    for at_once in (None, 4):
+        config = tiny_config(vision_views_at_once=at_once, **recompute)
+        model = tiny_model(config)
+        freeze_parts(model, [p for p in PARTS if not (frozen and p == "mm_vision_tower")])
+        layer = model.vision_model.decoder.layers[0]
+        forwards = count_forwards(layer)
+        layer.register_forward_hook(lambda *call: tracked.append(call[-1][0].requires_grad))
+        batch = pack(config, samples)
+        runs.append(losses_and_gradients(model, batch))
+        counts.append(len(forwards))
+    assert batch.num_views % 4 and counts[1] == -(-batch.num_views // 4) * counts[0]
+    assert any(tracked) != frozen
+    found, expected = runs
+    assert relative_difference(found[0], expected[0]) < TOLERANCE
+    for name, gradient in expected[1].items():
+        if gradient is None:
+            assert found[1][name] is None
+        else:
+            assert relative_difference(found[1][name], gradient) < TOLERANCE, name
+
+
 def count_forwards(layer):
     """A list that grows by one with every forward of the layer's attention projection."""
     calls = []
