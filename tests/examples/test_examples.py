@@ -75,6 +75,28 @@ def test_a_script_is_short_and_valid(script):
         assert (EXAMPLES / "recipes" / f"{recipe}.yaml").is_file()
 
 
+@pytest.mark.proves("E1")
+def test_the_tasks_of_the_published_evaluations_are_listed():
+    """17 of images, 8 of videos, 3 of several images."""
+    text = (EXAMPLES / "convert" / "README.md").read_text()
+    tasks = {
+        row: names.split(",") for row, names in re.findall(r"^\| (\w.*) \| `(.+)` \|$", text, re.M)
+    }
+    assert {row: len(names) for row, names in tasks.items()} == {
+        "images": 17,
+        "videos": 8,
+        "several images": 3,
+    }
+    for row, first, last in [
+        ("images", "ai2d", "mmstar"),
+        ("videos", "activitynetqa", "perceptiontest_val_mc"),
+        ("several images", "llava-interleave-bench", "mmmu_test"),
+    ]:
+        assert (tasks[row][0], tasks[row][-1]) == (first, last)
+        assert len(set(tasks[row])) == len(tasks[row])
+    assert "conv_template=qwen_1_5,model_name=llava_qwen" in text
+
+
 NEXT, LLAMA, ONEVISION = (
     "llava_next_stage1_stage2/",
     "llava_next_llama3_8b/",
