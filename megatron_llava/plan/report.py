@@ -9,7 +9,6 @@ from dataclasses import fields
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.plan.assumptions import LINK_UTILISATION, RESERVE, UTILISATION
-from megatron_llava.plan.gpus import GIB, LINK_UTILISATION, RESERVE, TERA, UTILISATION
 from megatron_llava.plan.image_budget import image_budget
 from megatron_llava.plan.layout import Layout, Machine
 from megatron_llava.plan.memory import RankMemory
