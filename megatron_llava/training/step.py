@@ -167,6 +167,7 @@ def train_step(
     num_microbatches: int,
     rows: int,
     reduction: str = "token",
+    *,
     largest_loss: float = math.inf,
     text_loss_coeff: float = 1.0,
 ) -> StepResult:

@@ -37,7 +37,7 @@ class Parts:
             len(batches),
             rows,
             self.config.training.loss_reduction,
-            self.config.training.text_loss_coeff,
+            text_loss_coeff=self.config.training.text_loss_coeff,
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
