@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,8 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from megatron_llava.observe.run_log import START, settings_digest
+from megatron_llava.platform.environment import run_environment
 from megatron_llava.platform.gpus import TERA, published_flops
 from megatron_llava.training.interval import Interval
 
@@ -74,6 +77,7 @@ class Reporter:
             with _naming(f"--log-file {log_file}"):
                 Path(log_file).parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(log_file, "a", encoding="utf-8")  # noqa: SIM115 - see close()
+                self._end_torn_line(Path(log_file))
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -81,6 +85,25 @@ class Reporter:
                 self._board = SummaryWriter(tensorboard_dir)
         if progress_bar and sys.stderr.isatty():
             self._bar = tqdm(total=train_iters, unit="step", dynamic_ncols=True)
+
+    def started(self, iteration: int, run_yaml: str, device: torch.device) -> None:
+        """Write to the file when, where and with what settings the run starts or goes on.
+
+        Args:
+            iteration: steps already done.
+            run_yaml: the settings, as they are written beside checkpoints.
+        """
+        if self._file is None:
+            return
+        record = {
+            "event": START,
+            "iteration": iteration,
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "settings": settings_digest(run_yaml),
+            "environment": run_environment(device),
+        }
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
 
     def message(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
@@ -159,6 +182,16 @@ class Reporter:
         for output in (self._file, self._board, self._bar):
             if output is not None:
                 output.close()
+
+    def _end_torn_line(self, path: Path) -> None:
+        """Keep what is written now apart from a line that a crash cut short."""
+        if not path.is_file():  # such as a pipe
+            return
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - 1, 0))
+            if size and file.read(1) != b"\n":
+                self._file.write("\n")
 
     def _write(self, iteration: int, group: str, record: dict[str, Any]) -> None:
         # JSON has no word for what is no number, and a curve no place.

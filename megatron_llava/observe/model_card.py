@@ -13,6 +13,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import TUNABLE_PARTS, part_of
 from megatron_llava.config.yaml_file import field_values, read_yaml_mapping
 from megatron_llava.observe.parameters import part_parameters
+from megatron_llava.observe.run_log import LOSSES, read_log, total
 from megatron_llava.parallel.checkpoint_directory import RUN_YAML
 from megatron_llava.vision.settings import image_settings
 
@@ -36,34 +37,22 @@ class Stage:
         config: its settings.
         steps: records of its log by the step that they end with, of a resumed run each step once.
         counts: what its training store counts; None where the store is not there any more.
+        before: steps done before the log begins.
     """
 
     config: RunConfig
     steps: dict[int, dict[str, Any]]
     counts: dict[str, int] | None
+    before: int = 0
 
     @property
     def last_step(self) -> int:
         """0 without a log."""
         return max(self.steps, default=0)
 
-    def total(self, per_second: str) -> float:
-        """A rate of the log times its seconds, over all steps that it tells of."""
-        total, before = 0.0, 0
-        for step in sorted(self.steps):
-            record = self.steps[step]
-            total += (record[per_second] or 0.0) * record["s/step"] * (step - before)
-            before = step
-        return total
-
-    @property
-    def hours(self) -> float:
-        """Of training steps; saves and evaluations are not in the log's seconds."""
-        total, before = 0.0, 0
-        for step in sorted(self.steps):
-            total += self.steps[step]["s/step"] * (step - before)
-            before = step
-        return total / 3600
+    def total(self, per_second: str | None = None) -> float:
+        """As ``run_log.total`` of these steps."""
+        return total(self.steps, per_second, self.before)
 
 
 def read_stage(root: str | Path, log_file: str | Path | None = None) -> Stage:
@@ -82,24 +71,13 @@ def read_stage(root: str | Path, log_file: str | Path | None = None) -> Stage:
     values = field_values(read_yaml_mapping(str(path)), str(path))
     config = RunConfig().with_values(values, "file")
     named = log_file or config.logging.log_file
-    steps: dict[int, dict[str, Any]] = {}
+    counts = _counts(config.data.data_path)
     if named is not None and Path(named).is_file():
-        steps = _records(Path(named))
-    elif log_file is not None:
+        log = read_log(named)
+        return Stage(config, log.steps, counts, log.first_start)
+    if log_file is not None:
         raise ValueError(f"{log_file}: no such file")
-    return Stage(config, steps, _counts(config.data.data_path))
-
-
-def _records(path: Path) -> dict[int, dict[str, Any]]:
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if "lm loss" in record or "align loss" in record:
-                found[int(record["iteration"])] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a line of a log ({error})") from None
-    return found
+    return Stage(config, {}, counts)
 
 
 def _counts(data_path: str | None) -> dict[str, int] | None:
@@ -124,8 +102,8 @@ def model_card(name: str, stages: Sequence[Stage], gpus: Sequence[str] = ()) -> 
         rows += [(f"Stage-{number}", key, text) for key, text in _stage(stage, machine)]
     seen = [round(stage.total("samples/s")) for stage in stages]
     if all(seen):
-        parts = f" = {' + '.join(map(_count, seen))}" if len(seen) > 1 else ""
-        rows.append(("Training data", "# samples seen", _count(sum(seen)) + parts))
+        parts = f" = {' + '.join(map(count_text, seen))}" if len(seen) > 1 else ""
+        rows.append(("Training data", "# samples seen", count_text(sum(seen)) + parts))
     table = "\n".join(f"| {section} | {key} | {text} |" for section, key, text in rows)
     return f"# {name}\n\n| Section | Key | Value |\n|---|---|---|\n{table}\n\n{_NOTICE}\n"
 
@@ -147,9 +125,9 @@ def _architecture(config: RunConfig) -> Iterable[tuple[str, str, str]]:
         f"{language.num_layers} layers of {language.hidden_size}, {language.num_attention_heads} "
         f"heads, vocabulary of {language.vocab_size:,}",
     )
-    yield "Model size", "Total", _count(sum(sizes.values()))
+    yield "Model size", "Total", count_text(sum(sizes.values()))
     for part, size in sizes.items():
-        yield "Model size", _NAMES[part], _count(size)
+        yield "Model size", _NAMES[part], count_text(size)
 
 
 def part_sizes(config: RunConfig) -> dict[str, int]:
@@ -186,8 +164,8 @@ def _stage(stage: Stage, machine: str | None) -> Iterable[tuple[str, str]]:
         counts = stage.counts
         yield (
             "Training data",
-            f"{_count(counts['samples'])} samples, {_count(counts['images'])} images, "
-            f"{_count(counts['supervised_tokens'])} supervised tokens",
+            f"{count_text(counts['samples'])} samples, {count_text(counts['images'])} images, "
+            f"{count_text(counts['supervised_tokens'])} supervised tokens",
         )
     yield "Trainable module", trainable_module(config)
     yield "Learning rate", _learning_rates(config)
@@ -198,11 +176,11 @@ def _stage(stage: Stage, machine: str | None) -> Iterable[tuple[str, str]]:
     steps = stage.last_step or config.training.train_iters
     yield "Steps", f"{steps:,}" + ("" if stage.steps else " (planned)")
     if stage.steps:
-        yield "Samples seen", _count(round(stage.total("samples/s")))
+        yield "Samples seen", count_text(round(stage.total("samples/s")))
         last = stage.steps[stage.last_step]
-        yield "Last loss", f"{last['lm loss'] if 'lm loss' in last else last['align loss']}"
+        yield "Last loss", f"{next(last[name] for name in LOSSES if name in last)}"
         if machine is not None:
-            yield "Compute (GPUs x hours)", f"{machine} x {stage.hours:.1f}"
+            yield "Compute (GPUs x hours)", f"{machine} x {stage.total() / 3600:.1f}"
     yield "Precision", "bfloat16" if config.precision.bf16 else "float32"
 
 
@@ -230,8 +208,8 @@ def _learning_rates(config: RunConfig) -> str:
     return " / ".join(f"{_NAMES[part]}: {rate:g}" for part, rate in own.items())
 
 
-def _count(number: float) -> str:
-    """A number with a letter behind three digits or more."""
+def count_text(number: float) -> str:
+    """A count in few characters: with a letter behind three digits or more."""
     for letter, unit in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if number >= unit:
             return f"{number / unit:.{2 if number < 100 * unit else 1}f}{letter}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from megatron_llava.config.cli import config_to_yaml
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
 from megatron_llava.convert.hf_start import load_hf_weights
@@ -47,10 +49,16 @@ from megatron_llava.training.start import (
 from megatron_llava.vision.settings import image_settings
 
 
+class RunReporter(Reporter, Protocol):
+    """A reporter that also notes the start of a run."""
+
+    def started(self, iteration: int, run_yaml: str, device: torch.device) -> None: ...
+
+
 def run_training(
     config: RunConfig,
     device: torch.device,
-    reporter: Reporter,
+    reporter: RunReporter,
     stop_signal: StopSignal | None = None,
 ) -> Trainer:
     """Train; torch.distributed must be running.
@@ -69,6 +77,8 @@ def run_training(
             file = snapshot_file(config.profiling.memory_snapshot_path, dist.get_rank())
             stack.enter_context(memory_history(file))
         trainer = stack.enter_context(open_trainer(config, device, reporter))
+        # The trainer's settings: --pipeline-balance has placed the layers.
+        reporter.started(trainer.iteration, config_to_yaml(trainer.config), device)
         trainer.run(stop_signal)
     return trainer
 

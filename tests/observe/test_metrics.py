@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import os
 import re
 import time
+from datetime import datetime
 
 import psutil
 import pytest
@@ -159,6 +161,40 @@ def test_a_resumed_run_appends_to_its_file(make_reporter, tmp_path):
         reporter.training(iteration, VALUES, interval(), CPU)
         reporter.close()
     assert [json.loads(line)["iteration"] for line in path.open()] == [10, 20]
+
+
+def test_a_start_tells_where_and_with_what_settings(make_reporter, tmp_path):
+    from megatron_llava.observe.run_log import read_log, settings_digest
+
+    path = tmp_path / "run.jsonl"
+    reporter = make_reporter(log_file=str(path))
+    reporter.started(200, "lr: 1", CPU)
+    first = json.loads(path.read_text())
+    assert list(first) == ["event", "iteration", "time", "settings", "environment"]
+    assert first["environment"]["torch"] == torch.__version__
+    reporter.training(210, VALUES, interval(), CPU)
+    (start,) = read_log(path).starts
+    assert (start.iteration, start.settings) == (200, settings_digest("lr: 1"))
+    assert abs(datetime.fromisoformat(start.time).timestamp() - time.time()) < 600
+    # Without a file there is nothing to write to.
+    make_reporter().started(0, "lr: 1", CPU)
+
+
+def test_a_line_that_a_crash_cut_short_stays_a_line_of_its_own(make_reporter, tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"iteration": 10}\n{"iterat')
+    make_reporter(log_file=str(path)).training(10, VALUES, interval(), CPU)
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ['{"iteration": 10}', '{"iterat'] and len(lines) == 3
+    assert json.loads(lines[2])["iteration"] == 10
+
+
+def test_a_log_may_be_a_pipe(make_reporter, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    make_reporter(log_file=str(tmp_path / "pipe")).validation(10, 1.25, 5000, 3.0)
+    assert json.loads(os.read(reading, 1000)) == {"iteration": 10, "valid loss": 1.25}
+    os.close(reading)
 
 
 def test_tensorboard_reads_what_was_written(make_reporter, tmp_path):

@@ -122,6 +122,6 @@ def test_a_run_is_read_from_its_folder(tmp_path):
         read_stage(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"absent\.jsonl: no such file"):
         read_stage(tmp_path, tmp_path / "absent.jsonl")
-    log.write_text("{}\n[1]\nno json\n")
-    with pytest.raises(ValueError, match=r"log\.jsonl:3: not a line of a log"):
+    log.write_text("{}\nno json\n")
+    with pytest.raises(ValueError, match=r"log\.jsonl:2: not a line of a log"):
         read_stage(tmp_path)
