@@ -49,6 +49,8 @@ def make_inputs(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(model_to_yaml(tiny_config()))
     (folder / "bad.yaml").write_text("data:\n  seq_length: [1\n")
     (folder / "few.jsonl").write_text('{"answer": "one"}\n')
+    other = [{"event": "start", "iteration": 0}, {"iteration": 1, "lm loss": 2.0}]
+    (folder / "others.jsonl").write_text("".join(json.dumps(line) + "\n" for line in other))
     (folder / "type.yaml").write_text("data: {seq_length: long}\n")
     (folder / "mixture.yaml").write_text("datasets: [{json_path: data.json, records: 4}]\n")
 
@@ -76,6 +78,8 @@ def one_run(folder: Path) -> dict[str, Case]:
     saving = [f"--load={run}", f"--save={run}", "--save-interval=2", f"--log-file={run}.jsonl"]
     start = [f"--pretrained-checkpoint={root}", *saving]
     asked = ["--hf", str(folder / "back"), "--answers", f"{run}-answers.jsonl"]
+    scored = ["--answers", f"{run}-answers.jsonl", "--image-folder", str(folder)]
+    reported = ["--load", run, *scored]
     inspect = ["--data-path", str(folder / "store"), "--tokenizer-model", str(folder / "hf")]
     made = [*preprocess, "--output-prefix"]
     planned = [*tiny(folder, "--bf16"), "--gpus=2", "--gpu=a100-40gb"]
@@ -129,6 +133,12 @@ def one_run(folder: Path) -> dict[str, Case]:
         ),
         "evaluate": Case(
             evaluate, [*answers, "--output", f"{run}-answers.jsonl"], ["4 questions", "overall"], 0
+        ),
+        "report": Case(
+            TOOLS["report"],
+            [*reported, "--data-path", str(folder / "store"), "--output", f"{run}.html"],
+            [f"wrote {run}.html"],
+            0,
         ),
         "export": Case(convert, back, ["wrote"], 0),
         "compare": Case(TOOLS["compare_hf"], [*answers, *asked], ["answers: 4 of 4"], 0),
@@ -275,6 +285,7 @@ def tool_errors(folder: Path) -> dict[str, Case]:
             ["absent/run.yaml: no such file"],
             1,
         ),
+        **report_errors(folder),
         "inspect: store": inspect("--data-path", absent, words=[absent]),
         "inspect: index": inspect("--index", "4", words=["4"]),
         "inspect: tokenizer": inspect("--tokenizer-model", absent, words=["--tokenizer-model"]),
@@ -312,6 +323,30 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "compare: folder": compare(
             "--answers", f"{folder / 'run'}-answers.jsonl", "--hf", absent, words=[absent]
         ),
+    }
+
+
+def report_errors(folder: Path) -> dict[str, Case]:
+    absent, few = str(folder / "absent"), str(folder / "few.jsonl")
+
+    def report(*arguments: str, words: list[str]) -> Case:
+        return Case(TOOLS["report"], ["--output", f"{absent}.html", *arguments], words, 1)
+
+    run, others = str(folder / "run"), str(folder / "others.jsonl")
+    given, answers = ("--log-file", f"{run}.jsonl"), ("--answers", f"{run}-answers.jsonl")
+    return {
+        "report: nothing": report(words=["a report needs --load", "--log-file, or both"]),
+        "report: folder": report("--load", absent, words=["absent/run.yaml: no such file"]),
+        "report: other log": report(
+            "--load", run, "--log-file", others, words=[f"{others}: the log of another run"]
+        ),
+        "report: no log": report("--log-file", few, words=["few.jsonl: has no line of a training"]),
+        "report: store": report(*given, "--load", run, "--data-path", absent, words=[absent]),
+        "report: views": report(*given, "--data-path", absent, words=["--data-path needs --load"]),
+        "report: answers": report(*given, "--answers", few, words=["few.jsonl:1: has no id, kind"]),
+        "report: pictures": report(*given, *answers, words=["0.png; give --image-folder"]),
+        "report: blank": report(*given, "--blank-answers", few, words=["needs --answers"]),
+        "report: exists": report(*given, "--output", f"{run}.html", words=["give --overwrite"]),
     }
 
 

@@ -36,18 +36,30 @@ def samples_page(
     Raises:
         ValueError: no such sample, a damaged image, or a store of another tokenizer.
     """
+    sections = "".join(sample_sections(store, indices, tokenizer, settings))
+    title = html.escape(f"{store.prefix}: {len(indices)} of {len(store)} samples")
+    return (
+        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title>"
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{sections}</body></html>\n"
+    )
+
+
+def sample_sections(
+    store: SampleStore, indices: Sequence[int], tokenizer: Tokenizer, settings: ImageSettings
+) -> Iterator[str]:
+    """One ``section`` element for each sample, to be put into a page.
+
+    Raises:
+        ValueError: as ``samples_page``.
+    """
     store.check_tokenizer(tokenizer.fingerprint())
     for index in indices:
         if not 0 <= index < len(store):
             raise ValueError(
                 f"store {store.prefix}: no sample {index}, it has {len(store)} (from 0)"
             )
-    sections = (_section(store.load(i), tokenizer, settings) for i in indices)
-    title = html.escape(f"{store.prefix}: {len(indices)} of {len(store)} samples")
-    return (
-        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title>"
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
-    )
+    for index in indices:
+        yield _section(store.load(index), tokenizer, settings)
 
 
 def _section(sample: Sample, tokenizer: Tokenizer, settings: ImageSettings) -> str:
@@ -72,7 +84,7 @@ def _image(view: np.ndarray) -> str:
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=85)
     data = base64.b64encode(encoded.getvalue()).decode()
-    return f"<img src='data:image/jpeg;base64,{data}' width='{_THUMBNAIL}'>"
+    return f"<img alt='view' src='data:image/jpeg;base64,{data}' width='{_THUMBNAIL}'>"
 
 
 def _marked(sample: Sample, tokenizer: Tokenizer) -> Iterator[str]:
