@@ -142,12 +142,16 @@ compare_hf() {
 }
 
 report() {
-    python examples/quickstart/report.py \
-        --output "$output/report.html" \
-        --log "$output/log/train.jsonl" \
+    python tools/report.py \
+        --title "Quickstart report" \
+        --load "$output/trained" \
+        --log-file "$output/log/train.jsonl" \
+        --data-path "$output/store/train" \
         --answers "$output/answers.jsonl" \
         --blank-answers "$output/blank.jsonl" \
-        --images "$output/data"
+        --image-folder "$output/data" \
+        --output "$output/report.html" \
+        --overwrite
 }
 
 echo "[0/$steps] install (a virtual environment in .venv, unless one is active)"
