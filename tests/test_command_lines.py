@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,12 +23,10 @@ from command_line_cases import (
     train_errors,
     train_flags,
 )
-from own_process import TORCHRUN
+from own_process import ENVIRONMENT, TORCHRUN
 
 from megatron_llava.config.cli import parse_args
 from megatron_llava.config.run import all_fields
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
 
 pytestmark = pytest.mark.usefixtures("cpu_platform")
 
