@@ -29,11 +29,11 @@ def asked_of(root: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
 
 def our_logits(base: Path, adapters: Path) -> Logits:
     """Logits of each case with the adapters beside the base, not merged."""
-    from megatron_llava.convert.adapter_checkpoint import read_record
     from megatron_llava.convert.megatron_reader import MegatronReader
     from megatron_llava.convert.places import build_for_compute
     from megatron_llava.convert.single_process import single_process
     from megatron_llava.convert.verify_batch import batch_of
+    from megatron_llava.parallel.adapter_record import read_record
 
     mapping, settings, asked = asked_of(adapters)
     lora = read_record(adapters).lora
@@ -138,16 +138,49 @@ def exported(run: Path, base: Path, hf: Path, folder: Path) -> dict[str, float]:
     }
 
 
+def beside_base(run: Path, base: Path, folder: Path) -> float:
+    """What the tools make of a run's adapters with --base: the difference of logits when exported.
+
+    The folder that they are exported to is that of the merged model, bit by bit.
+    """
+    from megatron_llava.convert.adapter_checkpoint import merge_adapters
+    from megatron_llava.convert.checkpoint import export_hf
+    from megatron_llava.convert.single_process import single_process
+    from megatron_llava.convert.verify import verify
+    from megatron_llava.convert.verify_batch import batch_of
+    from megatron_llava.inference.load import load_model
+
+    export_hf(run, folder / "hf", base=base)
+    verify(run, folder / "hf", base=base)
+    merge_adapters(run, base, folder / "merged")
+    export_hf(folder / "merged", folder / "again")
+    stored, again = (load_file(folder / name / "model.safetensors") for name in ("hf", "again"))
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+    _, settings, asked = asked_of(run)
+    with single_process(), torch.no_grad():
+        device = torch.device("cpu")
+        model, _ = load_model(str(run), iteration=None, device=device, base=str(base))
+        batches = {name: batch_of(*case, settings) for name, case in asked.items()}
+        found = {
+            name: model.logits(model.decode(batch), torch.arange(batch.num_rows))[
+                :, : model.vocab_size
+            ]
+            for name, batch in batches.items()
+        }
+    return largest(found, peft_logits(run, folder / "hf", None))
+
+
 def same_from_original(folder: Path, hf: Path) -> None:
     """A folder as the original code saves one is imported as the same numbers in PEFT's format."""
     from safetensors.torch import save_file
 
-    from megatron_llava.convert.adapter_checkpoint import read_record
     from megatron_llava.convert.checkpoint import import_hf
     from megatron_llava.convert.llava_names import original_name
     from megatron_llava.convert.megatron_reader import MegatronReader
     from megatron_llava.convert.peft_folder import import_peft
     from megatron_llava.convert.peft_names import PREFIX, hub_name_of_peft, target_pattern
+    from megatron_llava.parallel.adapter_record import read_record
 
     ours, theirs = folder / "peft", folder / "original"
     targets = target_pattern(("q_proj", "k_proj", "v_proj"))

@@ -145,6 +145,15 @@ def one_run(folder: Path) -> dict[str, Case]:
         "adapt": Case(TRAIN, train_flags(folder, *beside, f"--save={adapters}"), [], 0),
         "merge": Case(TOOLS["lora"], ["merge", *merge], ["wrote"], 0),
         "export adapters": Case(TOOLS["lora"], ["export", *peft], ["wrote"], 0),
+        "convert adapters": Case(
+            convert,
+            [*back[:4], "--load", adapters, "--base", root, "--save", str(folder / "adapted")],
+            ["wrote"],
+            0,
+        ),
+        "evaluate adapters": Case(
+            evaluate, [*answers, "--load", adapters, "--base", root], ["4 questions"], 0
+        ),
     }
 
 
@@ -304,6 +313,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         ),
         "evaluate: adapters": evaluate(
             *data, *v1, "--load", adapters, words=[adapters, "tools/lora.py merge"]
+        ),
+        "evaluate: base": evaluate(
+            *data, *v1, "--load", adapters, "--base", absent, words=[absent, "no checkpoint"]
         ),
         "lora: no adapters": lora("export", root, words=[root, "holds no adapters"]),
         "lora: step": lora("export", adapters, "--ckpt-step", "7", words=["0000007"]),

@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--to", dest="target", required=True, choices=targets, help="format to write")
     add("--load", required=True, metavar="FOLDER", help="folder to read")
     add("--save", required=True, metavar="FOLDER", help="folder to write; must not exist")
+    add("--base", metavar="FOLDER", help="weights that adapters in --load are added to")
     add("--ckpt-step", type=int, metavar="N", help="iteration to export (default: the latest)")
     add("--dtype", choices=sorted(DTYPES), help="dtype to write (default: the one that is read)")
     add("--vision-tower", metavar="FOLDER", help="CLIP or SigLIP folder for --from llava")
@@ -61,6 +62,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         )
     rules = (
         ("--ckpt-step", given.ckpt_step is not None, given.source == "megatron", "--from megatron"),
+        ("--base", given.base, given.source == "megatron", "--from megatron"),
         ("--vision-tower", given.vision_tower, given.source == "llava", "--from llava"),
         ("--mm-projector", given.mm_projector, given.source == "llava", "--from llava"),
         (
@@ -94,7 +96,7 @@ def convert(given: argparse.Namespace) -> None:
             dtype=dtype,
         )
     elif given.target == "hf":
-        export_hf(given.load, given.save, step, dtype, shard, progress)
+        export_hf(given.load, given.save, step, dtype, shard, progress, given.base)
     elif given.target == "llava":
         export_llava(
             given.load,
@@ -104,9 +106,10 @@ def convert(given: argparse.Namespace) -> None:
             shard,
             without_vision_tower=given.without_vision_tower,
             progress=progress,
+            base=given.base,
         )
     else:
-        export_mm_projector(given.load, given.save, step, dtype)
+        export_mm_projector(given.load, given.save, step, dtype, given.base)
     progress.finish()
     print(f"wrote {given.save}")
     if given.verify:
@@ -124,7 +127,7 @@ def check(given: argparse.Namespace, photographs: list[Image.Image]) -> None:
     if given.without_vision_tower:
         print("nothing is compared: the vision tower was left out")
         return
-    print("\n".join(verify(root, opened, step, dtype).lines()))
+    print("\n".join(verify(root, opened, step, dtype, given.base).lines()))
     print("every tensor is equal, bit by bit")
     shortage = memory_shortage(root)
     if "llava" in (given.source, given.target):
@@ -134,7 +137,7 @@ def check(given: argparse.Namespace, photographs: list[Image.Image]) -> None:
     elif shortage is not None:
         print(f"logits are not compared: {shortage}")
     else:
-        differences = verify_logits(root, folder, step, photographs)
+        differences = verify_logits(root, folder, step, photographs, base=given.base)
         for name, difference in differences.items():
             print(f"{name:<15}{difference:>10.1e}")
         largest = max(differences.values())

@@ -21,6 +21,7 @@ from megatron_llava.platform.device import (
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--load", required=True, help="root of a Megatron checkpoint")
+    parser.add_argument("--base", help="the weights that adapters in --load stand beside")
     parser.add_argument("--ckpt-step", type=int, help="step to load (default: the latest)")
     parser.add_argument("--input", required=True, help="LLaVA .json or .jsonl with the questions")
     parser.add_argument("--image-folder", required=True)
@@ -86,7 +87,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     join_process_group(device.type, timeout_minutes=10)
     initialize_groups(ParallelConfig(device=device.type))
     model, settings = load_model(
-        arguments.load, iteration=arguments.ckpt_step, device=device, bf16=arguments.bf16
+        arguments.load,
+        iteration=arguments.ckpt_step,
+        device=device,
+        bf16=arguments.bf16,
+        base=arguments.base,
     )
     started = time.perf_counter()
     generated = generate(

@@ -28,7 +28,6 @@ from megatron_llava.convert.grown_vocabulary import GrownTensors
 from megatron_llava.convert.hf_folder import copy_side_files, read_mapping
 from megatron_llava.convert.hf_reader import ORIGINAL, HFReader
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
-from megatron_llava.convert.megatron_reader import MegatronReader
 from megatron_llava.convert.megatron_writer import PART_BYTES, write_megatron
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
 from megatron_llava.convert.progress import Progress
@@ -40,6 +39,7 @@ from megatron_llava.convert.root_files import (
 )
 from megatron_llava.convert.single_process import single_process
 from megatron_llava.convert.tensor_source import TensorSource, stored_bytes
+from megatron_llava.convert.whole_model import as_path, open_whole
 from megatron_llava.parallel.checkpoint_directory import RELEASE, TRACKER, iteration_directory
 
 
@@ -105,19 +105,21 @@ def export_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
+    base: str | Path | None = None,
 ) -> None:
     """Convert a Megatron checkpoint of any layout to a Hugging Face folder (hub name layout).
 
     A model that came from the original code is given an `<image>` token and the class of
     transformers that computes its images. iteration: the one to export; the latest where not given.
-    dtype: of the written parameters; the checkpoint's where not given. ValueError, for the user,
-    where something is missing or does not fit, where `hf_folder` exists and is not empty, and where
+    dtype: of the written parameters; the checkpoint's where not given. base: the weights that
+    adapters in `root` are added to, see `open_whole`. ValueError, for the user, where something is
+    missing or does not fit, where `hf_folder` exists and is not empty, and where
     the disk is too small.
     """
     root, hf_folder = Path(root), Path(hf_folder)
     refuse_existing(hf_folder)
     mapping = read_root_mapping(root)
-    checkpoint = MegatronReader(root, mapping, iteration)
+    checkpoint = open_whole(root, mapping, iteration, as_path(base))
     source: TensorSource = hf_tensors(checkpoint, root, mapping, dtype)
     written = source.dtype(EMBEDDING)
     check_room(hf_folder, stored_bytes(source))
@@ -132,15 +134,21 @@ def export_hf(
 
 
 def hf_tensors(
-    checkpoint: MegatronReader, root: Path, mapping: dict[str, Any], dtype: torch.dtype | None
+    checkpoint: TensorSource, root: Path, mapping: dict[str, Any], dtype: torch.dtype | None
 ) -> HFTensors:
     """The Hugging Face tensors of a Megatron checkpoint."""
     return HFTensors(checkpoint, mapping, read_passthrough(root), dtype)
 
 
 def load_state(
-    root: Path, mapping: dict[str, Any], iteration: int | None = None
+    root: Path,
+    mapping: dict[str, Any],
+    iteration: int | None = None,
+    base: str | Path | None = None,
 ) -> dict[str, Tensor]:
-    """All parameters of one checkpoint in its own dtype, whatever layout wrote it."""
-    reader = MegatronReader(root, mapping, iteration)
+    """All parameters of one checkpoint in its own dtype, whatever layout wrote it.
+
+    base: as of `export_hf`.
+    """
+    reader = open_whole(root, mapping, iteration, as_path(base))
     return {name: reader.tensor(name) for name in reader.names()}

@@ -6,8 +6,7 @@ nothing is written, and memory holds one parameter beside the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +39,8 @@ def hf_model_fields(folder: str | Path) -> tuple[dict[str, Any], str]:
         ValueError: one line: the folder is damaged, unsupported or contradicts itself.
     """
     path = str(Path(folder) / CONFIG_FILE)
-    with _opened(folder) as (_, mapping):
-        settings = model_settings(mapping, path)
+    _, mapping = open_hf(folder)
+    settings = model_settings(mapping, path)
     names = [name for name, spec in all_fields().items() if spec.group in MODEL_GROUPS]
     return {n: settings.get(n) for n in names if settings.get(n) is not None}, path
 
@@ -64,8 +63,9 @@ def load_hf_weights(
         ValueError: one line: see ``hf_model_fields``, or a tensor's bytes are damaged.
     """
     fresh: set[str] = set()
-    with _opened(folder) as (reader, mapping), torch.no_grad():
-        source = _ByPlace(MegatronTensors(reader, mapping), mapping)
+    reader, mapping = open_hf(folder)
+    source = _ByPlace(MegatronTensors(reader, mapping), mapping)
+    with torch.no_grad():
         for model in models:
             fresh |= _fill(model, source, may_lack)
     return [name for name in may_lack if name in fresh]
@@ -73,26 +73,29 @@ def load_hf_weights(
 
 def write_hf_beside(folder: str | Path, target: Path) -> None:
     """Write into ``target`` what a conversion puts beside the weights: see ``root_files``."""
-    with _opened(folder) as (reader, mapping):
-        dtype = common_dtype(reader, mapping, any_of_them=True)
-        copy_side_files(Path(folder), target / HF_FOLDER)
-        write_root_files(target, mapping, passthrough_of(reader, mapping), dtype)
+    reader, mapping = open_hf(folder)
+    dtype = common_dtype(reader, mapping, any_of_them=True)
+    copy_side_files(Path(folder), target / HF_FOLDER)
+    write_root_files(target, mapping, passthrough_of(reader, mapping), dtype)
 
 
-@contextmanager
-def _opened(folder: str | Path) -> Iterator[tuple[HFReader, dict[str, Any]]]:
-    """A folder that holds exactly the tensors of its configuration, and its mapping."""
-    with HFReader(folder) as reader:
-        if reader.layout == ORIGINAL:
-            raise ValueError(
-                f"{folder}: has the tensor names of the original LLaVA code: convert it with "
-                "tools/convert_checkpoint.py --from llava --to megatron"
-            )
-        mapping = read_mapping(Path(folder), reader)
-        # A run has one dtype, whatever those of the folder are.
-        common_dtype(reader, mapping, any_of_them=True)
-        check_hf(reader, mapping)
-        yield reader, mapping
+def open_hf(folder: str | Path) -> tuple[HFReader, dict[str, Any]]:
+    """A folder that holds exactly the tensors of its configuration, and its mapping.
+
+    Raises:
+        ValueError: one line: see ``hf_model_fields``.
+    """
+    reader = HFReader(folder)
+    if reader.layout == ORIGINAL:
+        raise ValueError(
+            f"{folder}: has the tensor names of the original LLaVA code: convert it with "
+            "tools/convert_checkpoint.py --from llava --to megatron"
+        )
+    mapping = read_mapping(Path(folder), reader)
+    # A run has one dtype, whatever those of the folder are.
+    common_dtype(reader, mapping, any_of_them=True)
+    check_hf(reader, mapping)
+    return reader, mapping
 
 
 class _ByPlace:

@@ -25,7 +25,6 @@ from megatron_llava.convert.hf_reader import ORIGINAL, HFReader
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
 from megatron_llava.convert.llava_config import llava_config, mapping_from_llava, tower_config
 from megatron_llava.convert.llava_names import original_name
-from megatron_llava.convert.megatron_reader import MegatronReader
 from megatron_llava.convert.mm_projector import FILE, ProjectorFile, write_mm_projector
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
 from megatron_llava.convert.progress import Progress
@@ -33,6 +32,7 @@ from megatron_llava.convert.root_files import HF_FOLDER, read_root_mapping
 from megatron_llava.convert.rules import Shape
 from megatron_llava.convert.tensor_source import TensorSource, stored_bytes
 from megatron_llava.convert.tower_folder import TowerFolder
+from megatron_llava.convert.whole_model import as_path, open_whole
 
 
 def import_llava(
@@ -132,11 +132,13 @@ def export_llava(
     *,
     without_vision_tower: bool = False,
     progress: Progress | None = None,
+    base: str | Path | None = None,
 ) -> None:
     """Convert a Megatron checkpoint to a folder of the original LLaVA code.
 
     Args:
         without_vision_tower: leave the tower out, as the original code does where it was frozen.
+        base: the weights that adapters in `root` are added to, see `open_whole`.
 
     Raises:
         ValueError: for the user, as `export_hf`.
@@ -145,11 +147,11 @@ def export_llava(
     refuse_existing(folder)
     mapping = read_root_mapping(root)
     _check_images(mapping)
-    checkpoint = MegatronReader(root, mapping, iteration)
+    checkpoint = open_whole(root, mapping, iteration, as_path(base))
     hub = hf_tensors(checkpoint, root, mapping, dtype)
     source = OriginalNames(hub, without_vision_tower=without_vision_tower)
     check_room(folder, stored_bytes(source))
-    base = read_json(root / HF_FOLDER / CONFIG_FILE)
+    config = read_json(root / HF_FOLDER / CONFIG_FILE)
     task = {
         "to": "llava",
         "from": checkpoint.fingerprint(),
@@ -160,7 +162,7 @@ def export_llava(
     with pending_folder(folder, task) as (pending, journal):
         copy_side_files(root / HF_FOLDER, pending)
         written = DTYPE_NAMES[source.dtype("model.embed_tokens.weight")]
-        text = json.dumps(llava_config(mapping, base, written), indent=2, sort_keys=True)
+        text = json.dumps(llava_config(mapping, config, written), indent=2, sort_keys=True)
         (pending / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         write_hf(pending, source, journal, max_shard_bytes, progress)
 
@@ -170,10 +172,12 @@ def export_mm_projector(
     path: str | Path,
     iteration: int | None = None,
     dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
 ) -> None:
     """Write the projector of a Megatron checkpoint as the original code's `mm_projector.bin`.
 
-    path: the file; a folder gets one of that name. ValueError where it exists.
+    path: the file; a folder gets one of that name. base: as of `export_llava`. ValueError where the
+    file exists.
     """
     root, path = Path(root), Path(path)
     if path.suffix != ".bin":
@@ -181,7 +185,8 @@ def export_mm_projector(
     if path.exists():
         raise ValueError(f"{path}: already exists; give a new name or remove it first")
     mapping = read_root_mapping(root)
-    source = hf_tensors(MegatronReader(root, mapping, iteration), root, mapping, dtype)
+    checkpoint = open_whole(root, mapping, iteration, as_path(base))
+    source = hf_tensors(checkpoint, root, mapping, dtype)
     names = [name for name in source.names() if name.startswith(PROJECTOR)]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_llava.convert.adapter_checkpoint import read_record, write_adapters
+from megatron_llava.convert.adapter_checkpoint import write_adapters
 from megatron_llava.convert.adapter_rules import TOWER, adapter_rules
 from megatron_llava.convert.convert import check_shapes
 from megatron_llava.convert.families import projector_rules
@@ -33,7 +33,12 @@ from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.root_files import read_root_mapping
 from megatron_llava.convert.rules import REPLICATED, Copy, Rule
 from megatron_llava.convert.tensor_source import InMemory
-from megatron_llava.parallel.adapter_record import AdapterRecord, digest_of, refuse_adapters
+from megatron_llava.parallel.adapter_record import (
+    AdapterRecord,
+    digest_of,
+    read_record,
+    refuse_adapters,
+)
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 
 

@@ -15,9 +15,9 @@ from megatron_llava.convert.convert import LISTED
 from megatron_llava.convert.families import EMBEDDING, table
 from megatron_llava.convert.grown_vocabulary import GrownTensors
 from megatron_llava.convert.hf_reader import HFReader
-from megatron_llava.convert.megatron_reader import MegatronReader
 from megatron_llava.convert.root_files import read_root_mapping
 from megatron_llava.convert.tensor_source import TensorSource
+from megatron_llava.convert.whole_model import as_path, open_whole
 
 
 @dataclass
@@ -94,12 +94,13 @@ def verify(
     folder: str | Path | HFSource,
     iteration: int | None = None,
     dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
 ) -> Report:
     """Read a checkpoint and a folder again and compare every tensor, bit by bit.
 
     Args:
         folder: of transformers or of the original code, or a source that is open already.
-        iteration, dtype: as they were given to the conversion.
+        iteration, dtype, base: as they were given to the conversion.
 
     Raises:
         ValueError: listing the first tensors that differ or that only one side has.
@@ -107,7 +108,7 @@ def verify(
     root = Path(root)
     reader = HFReader(folder) if isinstance(folder, (str, Path)) else folder
     mapping = read_root_mapping(root)
-    checkpoint = MegatronReader(root, mapping, iteration)
+    checkpoint = open_whole(root, mapping, iteration, as_path(base))
     tensors = hf_tensors(checkpoint, root, mapping, None)
     source: TensorSource = tensors
     if mapping["image_token_index"] is None and EMBEDDING in reader:

@@ -139,11 +139,12 @@ def verify_logits(
     hf_folder: str | Path,
     iteration: int | None = None,
     photographs: Sequence[Image.Image] = (),
+    base: str | Path | None = None,
 ) -> dict[str, float]:
     """Largest absolute difference of the logits of each case.
 
-    photographs: images of the user's, beside the drawn ones. ValueError naming the case where a
-    difference is above the threshold.
+    photographs: images of the user's, beside the drawn ones. base: as of `export_hf`. ValueError
+    naming the case where a difference is above the threshold.
     """
     root, hf_folder = Path(root), Path(hf_folder)
     mapping = read_root_mapping(root)
@@ -152,7 +153,7 @@ def verify_logits(
     mapping |= {"multi_image_views": VIEWS_OF_CLASS[model_type]}
     settings = image_settings(run_config(mapping, str(root / "model.yaml")))
     asked = cases(mapping, settings, photographs)
-    ours = megatron_logits(root, mapping, load_state(root, mapping, iteration), asked)
+    ours = megatron_logits(root, mapping, load_state(root, mapping, iteration, base), asked)
     theirs = hf_logits(hf_folder, settings, asked)
     columns = mapping["vocab_size"]  # a token that transformers needs may be theirs alone
     differences = {

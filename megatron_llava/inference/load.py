@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from megatron.core import dist_checkpointing
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.model_yaml import fill_model_from
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.training import PARTS_WITH_ADAPTERS
 from megatron_llava.config.yaml_file import read_yaml_mapping
+from megatron_llava.convert.hf_start import load_hf_weights
 from megatron_llava.models.build import build_llava_model
+from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
-from megatron_llava.parallel.adapter_record import refuse_adapters
+from megatron_llava.parallel.adapter_record import check_base, read_record, refuse_adapters
 from megatron_llava.parallel.checkpoint_directory import (
     MODEL_YAML,
     CheckpointError,
+    Iteration,
+    find_checkpoint,
+    is_hf_folder,
     latest_iteration,
 )
 from megatron_llava.parallel.groups import set_seed
 from megatron_llava.training.checkpointing import load_weights
+from megatron_llava.training.freeze import freeze_parts
 from megatron_llava.vision.settings import image_settings
 
 
 def load_model(
-    root: str, *, iteration: int | None, device: torch.device, bf16: bool = False
+    root: str,
+    *,
+    iteration: int | None,
+    device: torch.device,
+    bf16: bool = False,
+    base: str | None = None,
 ) -> tuple[LlavaModel, ImageSettings]:
     """Build the whole model on this rank and load a checkpoint of any layout.
 
@@ -33,19 +47,50 @@ def load_model(
     Args:
         root: folder that --save named, or that the converter wrote.
         iteration: which checkpoint; the latest where None.
+        base: the weights that the adapters in ``root`` stand beside, a root or a Hugging Face
+            folder; None for a whole model.
 
     Raises:
         CheckpointError: there is none, or it does not fit its ``model.yaml``.
     """
-    refuse_adapters(root)
+    record = None
+    if base is None:
+        refuse_adapters(root)
+    else:
+        record = read_record(root)
+        check_base(root, record, base)
     chosen = latest_iteration(root) if iteration is None else iteration
     if chosen is None:
         raise CheckpointError(f"{root}: holds no checkpoint")
     path = str(Path(root) / MODEL_YAML)
     config = RunConfig().with_values({"device": device.type, "bf16": bf16}, "default")
     config = fill_model_from(config, read_yaml_mapping(path), path)
+    if record is not None:
+        config = replace(config, lora=record.lora)
     # On CUDA core draws even weights that are loaded next, and needs a seed for it.
     set_seed(config.training.seed)
     model = build_llava_model(config)
-    load_weights(root, chosen, [model])
+    if base is None:
+        load_weights(root, chosen, [model])
+    else:
+        _load_beside(base, root, chosen, model)
     return model.to(device).eval(), image_settings(config)
+
+
+def _load_beside(base: str, root: str, iteration: Iteration, model: LlavaModel) -> None:
+    """Load frozen weights, and over them all that a checkpoint of adapters holds."""
+    directory = find_checkpoint(root, iteration)
+    if directory is None:
+        raise CheckpointError(f"{root}: no checkpoint of step {iteration}")
+    stored = dist_checkpointing.load_tensors_metadata(str(directory))
+    tower = any(name.startswith("vision_model.") for name in stored)
+    parts = [*PARTS_WITH_ADAPTERS, "mm_vision_tower"] if tower else PARTS_WITH_ADAPTERS
+    # What learned decides what the checkpoint holds.
+    freeze_parts(model, parts, adapts=True)
+    if is_hf_folder(base):
+        load_hf_weights(base, [model], may_lack=OPTIONAL_ROWS)
+    else:
+        latest = latest_iteration(base)
+        assert latest is not None, "it has been compared"
+        load_weights(base, latest, [model], may_lack=OPTIONAL_ROWS)
+    load_weights(root, iteration, [model], of_adapters=True)

@@ -13,6 +13,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     ADAPTER_JSON,
     CheckpointError,
     find_checkpoint,
+    is_hf_folder,
     latest_iteration,
 )
 
@@ -92,12 +93,23 @@ def read_adapter_record(root: str | Path) -> AdapterRecord | None:
         raise CheckpointError(f"{path}: no readable record of adapters ({error})") from None
 
 
+def read_record(root: str | Path) -> AdapterRecord:
+    """What a folder says of its adapters; CheckpointError where it holds none."""
+    record = read_adapter_record(root)
+    if record is None:
+        raise CheckpointError(
+            f"{root}: holds no adapters ({ADAPTER_JSON} is missing); give the folder that --save "
+            "named in a run with --lora-rank"
+        )
+    return record
+
+
 def refuse_adapters(root: str | Path) -> None:
     """CheckpointError where a folder that must hold a whole model holds adapters."""
     if read_adapter_record(root) is not None:
         raise CheckpointError(
             f"{root}: holds adapters without the weights that they adapt: make a whole model of "
-            "both with tools/lora.py merge"
+            "both with tools/lora.py merge, or name those with --base where a tool has it"
         )
 
 
@@ -110,9 +122,9 @@ def digest_of(root: str | Path) -> str:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    iteration = latest_iteration(root)
-    if iteration is None and (Path(root) / "config.json").is_file():
+    if is_hf_folder(root):
         return _hf_digest(Path(root))
+    iteration = latest_iteration(root)
     directory = None if iteration is None else find_checkpoint(root, iteration)
     if directory is None:
         raise CheckpointError(f"{root}: holds no checkpoint")

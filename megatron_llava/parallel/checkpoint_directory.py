@@ -36,6 +36,11 @@ class CheckpointError(ValueError):
     """A checkpoint could not be written or read; the message is one line for the user."""
 
 
+def is_hf_folder(root: str | Path) -> bool:
+    """Whether a folder is of Hugging Face, not a root of checkpoints."""
+    return not (Path(root) / TRACKER).is_file() and (Path(root) / "config.json").is_file()
+
+
 def iteration_directory(root: str | Path, iteration: Iteration) -> Path:
     """Folder of one checkpoint under ``root``."""
     name = RELEASE if iteration == RELEASE else f"iter_{int(iteration):07d}"

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from adapter_jobs import exported
+from adapter_jobs import beside_base, exported
 from checkpoint_jobs import content
 from distributed_jobs import train
 
@@ -90,6 +90,10 @@ def test_a_run_computes_the_same_in_peft_and_merged(taken_out):
     assert differences.pop("peft") <= 1e-4
     assert differences.pop("merged") <= 1e-4
     assert not differences
+
+
+def test_tools_take_adapters_beside_their_base(pool, setup, saved, tmp_path):
+    assert pool.run(beside_base, saved, setup.root, tmp_path, timeout=120)[0] <= 1e-4
 
 
 def test_adapters_alone_start_a_new_run(pool, setup, saved, taken_out):

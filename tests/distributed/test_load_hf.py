@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from adapter_jobs import beside_base
 from distributed_jobs import train
 
 from megatron_llava.parallel.checkpoint_directory import SIDE_FILES
@@ -89,7 +90,7 @@ def test_the_run_is_resumed_without_the_folder(pool, setup, folders):
     assert any("resumed" in message for message in found["messages"])
 
 
-def test_adapters_are_refused_beside_another_folder(pool, setup, tmp_path):
+def test_adapters_belong_to_the_folder(pool, setup, tmp_path):
     from safetensors.torch import load_file, save_file
 
     saving = (f"--save={tmp_path / 'run'}", f"--load={tmp_path / 'run'}", "--save-interval=1")
@@ -97,6 +98,8 @@ def test_adapters_are_refused_beside_another_folder(pool, setup, tmp_path):
     expected = pool.run(train, from_hf(setup, *LORA, steps=3))[0]["steps"]
     pool.run(train, [*arguments, "--exit-interval=1"])
     assert pool.run(train, arguments)[0]["steps"] == expected[1:]
+    out = tmp_path / "out"
+    assert pool.run(beside_base, tmp_path / "run", hf_folder(setup), out, timeout=120)[0] <= 1e-4
     other = tmp_path / "hf"
     shutil.copytree(hf_folder(setup), other)
     tensors = load_file(other / "model.safetensors")
