@@ -13,6 +13,7 @@ from megatron_llava.parallel.checkpoint_directory import SIDE_FILES
 LORA = ("--lora-rank=4", "--lora-dropout=0")
 TP2 = ("--tensor-model-parallel-size=2", "--sequence-parallel")
 VPP2 = ("--pipeline-model-parallel-size=2", "--num-virtual-stages-per-pipeline-rank=2")
+RARE = [pytest.mark.grid, pytest.mark.exhaustive]
 
 
 def hf_folder(setup, model="plain"):
@@ -34,7 +35,7 @@ def from_hf(setup, *flags, model="plain", **options):
         ("plain", (), 1),
         ("plain", (*TP2, "--bf16", "--image-separator"), 2),
         ("tied", ("--pipeline-model-parallel-size=2",), 2),
-        ("deep", (*VPP2, "--vision-parallel=data"), 2),
+        pytest.param("deep", (*VPP2, "--vision-parallel=data"), 2, marks=RARE),
         ("plain", (*LORA, *TP2), 2),
     ],
     ids=["one", "tp2-bf16", "tied-pp2", "vpp2", "lora"],

@@ -4,7 +4,8 @@ import pytest
 from distributed_jobs import train
 
 
-@pytest.mark.grid  # minutes of compilation
+@pytest.mark.grid
+@pytest.mark.exhaustive  # minutes of compilation
 @pytest.mark.parametrize("recompute", [(), ("--recompute-activations", "--recompute-vision")])
 def test_losses_are_those_of_a_run_without(pool, setup, recompute):
     arguments = setup.arguments("--tensor-model-parallel-size=2", *recompute, steps=3)

@@ -20,7 +20,8 @@ def outcome(tower, views):
     return features.detach(), gradients
 
 
-@pytest.mark.grid  # a minute of compilation
+@pytest.mark.grid
+@pytest.mark.exhaustive  # a minute of compilation
 @pytest.mark.usefixtures("single_rank")
 def test_a_compiled_tower_gives_the_same_features_and_gradients():
     tower = tiny_model(tiny_config()).vision_model
