@@ -49,7 +49,8 @@ def parse_arguments() -> PreprocessSettings:
     add(
         "--conversation-template",
         default="qwen_1_5",
-        help=f"one of {', '.join(TEMPLATES)}, or hf, the tokenizer's own (default: qwen_1_5)",
+        help=f"one of {', '.join(TEMPLATES)}; prefix, BOS, image, caption and EOS; or hf, the "
+        "tokenizer's own (default: qwen_1_5)",
     )
     add(
         "--output-prefix",

@@ -14,7 +14,7 @@ from megatron_llava.data.records import parse_record
 from megatron_llava.data.visuals import ReadRecord, read_visuals
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.conversation import cut_conversation, encode_conversations
-from megatron_llava.text.known_templates import get_template
+from megatron_llava.text.known_templates import OF_THE_TOKENIZER, get_template
 from megatron_llava.text.pieces import Encoded, Pieces
 from megatron_llava.text.placement import front_share, place_images
 from megatron_llava.text.split_turns import Part, split_turns
@@ -60,7 +60,7 @@ def load_text(settings: PreprocessSettings) -> tuple[Tokenizer, Template]:
     Raises:
         ValueError: they do not, or one cannot be used.
     """
-    if settings.conversation_template != "hf":
+    if settings.conversation_template not in OF_THE_TOKENIZER:
         get_template(settings.conversation_template)
     tokenizer = load_tokenizer(settings.tokenizer_model, settings.tokenizer_type)
     template = get_template(settings.conversation_template, tokenizer)

@@ -136,16 +136,37 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+OF_THE_TOKENIZER = ("prefix", "hf")
+"""Names of templates that a tokenizer decides."""
+
+
+def _prefix(tokenizer: Tokenizer) -> Template:
+    """A caption format: BOS, images, caption, EOS; caption and EOS are trained."""
+    end = tokenizer.eos_token
+    if end is None:
+        raise ValueError(
+            "--conversation-template prefix ends with the end-of-sequence token, which the "
+            "tokenizer lacks: use plain"
+        )
+    return Template(
+        name="prefix",
+        add_bos=True,
+        images_only=True,
+        answer_end=end,
+        stop=end,
+        special_tokens=(end,),
+    )
+
+
 def get_template(name: str, tokenizer: Tokenizer | None = None) -> Template:
-    """The template called `name`; `hf` is the tokenizer's own.
+    """The template called `name`; `hf` is the tokenizer's own, `prefix` ends with its EOS.
 
     Raises:
         ValueError: an unknown name, with the known ones; a tokenizer without a template.
     """
-    if name == "hf" and tokenizer is not None:
-        return hf_template(tokenizer)
+    if tokenizer is not None and name in OF_THE_TOKENIZER:
+        return hf_template(tokenizer) if name == "hf" else _prefix(tokenizer)
     if name not in TEMPLATES:
-        raise ValueError(
-            f"--conversation-template {name}: unknown; use one of {', '.join(TEMPLATES)}, hf"
-        )
+        known = ", ".join((*TEMPLATES, *OF_THE_TOKENIZER))
+        raise ValueError(f"--conversation-template {name}: unknown; use one of {known}")
     return TEMPLATES[name]

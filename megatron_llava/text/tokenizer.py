@@ -18,12 +18,14 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: one more than the largest token id, added tokens included.
         bos_id, eos_id, pad_id: None where the tokenizer has no such token.
+        eos_token: the token of eos_id as a text has it.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    eos_token: str | None
 
     def __hash__(self) -> int: ...
 
@@ -65,6 +67,7 @@ class HFTokenizer:
         self.bos_id: int | None = self.hf.bos_token_id
         self.eos_id: int | None = self.hf.eos_token_id
         self.pad_id: int | None = self.hf.pad_token_id
+        self.eos_token: str | None = self.hf.eos_token
 
     def encode(self, text: str) -> list[int]:
         if self._backend is not None:
@@ -126,6 +129,7 @@ class SentencePieceTokenizer:
         self.bos_id = _or_none(self.sp.bos_id())
         self.eos_id = _or_none(self.sp.eos_id())
         self.pad_id = _or_none(self.sp.pad_id())
+        self.eos_token = None if self.eos_id is None else str(self.sp.id_to_piece(self.eos_id))
         ids = [i for i in range(self.vocab_size) if self.sp.is_control(i)]
         self._control: dict[str, int] = {self.sp.id_to_piece(i): i for i in ids}
         longest_first = sorted(self._control, key=len, reverse=True)

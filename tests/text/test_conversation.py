@@ -81,6 +81,30 @@ def test_text_after_an_image_is_a_text_of_its_own_for_llama(tokenizers):
     assert ids.tolist() == [1, *tokenizer.encode(before), IMAGE_TOKEN_INDEX, *after_ids]
 
 
+@pytest.mark.proves("A22")
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefix_is_bos_image_caption_and_eos(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    template = get_template("prefix", tokenizer)
+    template.check_tokenizer(tokenizer)
+    encoded = encode_conversation(TURNS[:2], 1, tokenizer, template, "test")
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    caption = [*tokenizer.encode("a cat on a mat."), tokenizer.eos_id]
+    assert tokenizer.token_to_id(template.stop) == tokenizer.eos_id is not None
+    assert encoded.token_ids.tolist() == [*begin, IMAGE_TOKEN_INDEX, *caption]
+    assert encoded.label_mask.tolist() == [0] * (len(begin) + 1) + [1] * len(caption)
+    prompt = encode_prompt(TURNS[:1], 1, tokenizer, template, "test")
+    assert prompt.tolist() == [*begin, IMAGE_TOKEN_INDEX]
+
+
+def test_prefix_needs_an_end_of_sequence(tokenizers, monkeypatch):
+    monkeypatch.setattr(tokenizers["bpe"], "eos_token", None)
+    with pytest.raises(ValueError, match="--conversation-template prefix .* lacks: use plain"):
+        get_template("prefix", tokenizers["bpe"])
+    with pytest.raises(ValueError, match="--conversation-template prefix: unknown"):
+        get_template("prefix")
+
+
 def test_a_token_across_the_start_of_an_answer_is_not_used(tokenizers):
     """Generation starts after the header's newline, so training must not merge it with another."""
     tokenizer, template = tokenizers["bpe"], get_template("qwen_2")

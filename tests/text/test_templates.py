@@ -89,7 +89,8 @@ def test_unknown_template_lists_the_known():
     with pytest.raises(ValueError) as caught:
         get_template("vicuna")
     assert str(caught.value) == (
-        "--conversation-template vicuna: unknown; use one of " + ", ".join([*TEMPLATES, "hf"])
+        "--conversation-template vicuna: unknown; use one of "
+        + ", ".join([*TEMPLATES, "prefix", "hf"])
     )
 
 
