@@ -46,7 +46,7 @@ from megatron_llava.training.start import (
     resumes,
     starting_checkpoint,
 )
-from megatron_llava.vision.settings import image_settings
+from megatron_llava.vision.settings import image_settings, nobase_remark
 
 
 class RunReporter(Reporter, Protocol):
@@ -103,13 +103,14 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     Raises:
         ValueError: one line for the user.
     """
+    settings = image_settings(config)
     for remark in (
         connections_remark(device.type, config.parallel.tensor_model_parallel_size),
         plain_torch_remark(device.type),
+        nobase_remark(settings),
     ):
         if remark is not None:
             reporter.message(remark)
-    settings = image_settings(config)
     num_microbatches = config.num_microbatches(dist.get_world_size())
     store = opened_store(config.data.data_path, config, settings, reporter.message)
     schedule = training_schedule(config, settings, store)

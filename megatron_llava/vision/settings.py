@@ -59,3 +59,13 @@ def image_settings(config: RunConfig) -> ImageSettings:
     )
     video_settings(settings)
     return settings
+
+
+def nobase_remark(settings: ImageSettings) -> str | None:
+    """What ``nobase`` means here, for those who know the word from a run of the original code."""
+    if settings.image_aspect_ratio != "nobase":
+        return None
+    return (
+        "--image-aspect-ratio nobase: grids without a view of the whole image; the original code "
+        "takes the word for one square view, which is --image-aspect-ratio square here"
+    )

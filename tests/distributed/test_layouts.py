@@ -307,3 +307,15 @@ def test_the_held_out_loss_is_the_same_at_every_layout(pool, setup, one_rank, la
     arguments = setup.arguments(*flags, *layout.flags)
     result = pool.run(train, arguments, world_size=layout.world_size)
     assert result[0]["validations"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.proves("A5")
+def test_a_run_says_which_meaning_nobase_has(pool, setup):
+    def said(*flags):
+        messages = pool.run(train, setup.arguments(*flags, steps=3))[0]["messages"]
+        return [text for text in messages if "nobase" in text]
+
+    (message,) = said("--image-aspect-ratio=nobase")
+    assert "without a view of the whole image" in message
+    assert "--image-aspect-ratio square" in message
+    assert said() == []
