@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,6 +74,41 @@ def train_spoilt(
     result["samples"] = [trainer.source.samples_of([pack]) for pack in range(20)]
     result["samples of step 3"] = trainer.source.samples_of(range(8, 12))
     return {**vars(recorder), **result}
+
+
+def train_slowly(arguments: list[str], rank: int, seconds: float, where: str) -> dict[str, Any]:
+    """Train as ``train`` does, with each microbatch taking longer on one rank.
+
+    Args:
+        where: "forward" or "backward" of the model, or "data".
+    """
+    from megatron_llava.models.llava import LlavaModel
+    from megatron_llava.training.batches import BatchSource
+
+    slow, forward, send = torch.distributed.get_rank() == rank, LlavaModel.forward, "_send_tiles"
+    original = getattr(BatchSource, send)
+
+    def wait(kind: str) -> None:
+        if slow and kind == where:
+            time.sleep(seconds)
+
+    def slow_forward(self: Any, batch: Any) -> torch.Tensor:
+        wait("forward")
+        output = forward(self, batch)
+        if output.requires_grad:
+            output.register_hook(lambda _: wait("backward"))
+        # What is returned has its gradient before that wait.
+        return output * 1
+
+    def slow_send(self: Any, *args: Any) -> Any:
+        wait("data")
+        return original(self, *args)
+
+    with (
+        patch.object(LlavaModel, "forward", slow_forward),
+        patch.object(BatchSource, send, slow_send),
+    ):
+        return train(arguments)
 
 
 def train_with_few_labels(arguments: list[str]) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class Recorder:
         pass
 
     def training(self, iteration: int, values: dict[str, float], interval, device) -> None:
-        self.steps.append({"iteration": iteration, **values, "samples": interval.samples})
+        counts = {"samples": interval.samples, **interval.details}
+        self.steps.append({"iteration": iteration, **values, **counts})
 
     def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None:
         self.validations.append(loss)

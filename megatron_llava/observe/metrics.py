@@ -144,6 +144,7 @@ class Reporter:
             "memory GiB": memory_bytes(device) / 2**30,
             "s/step": seconds / max(interval.steps, 1),
             "eta s": left,
+            **interval.details,
         }
         self._write(iteration, "train", record)
         shown = " | ".join(f"{name} {_short(value)}" for name, value in values.items())
@@ -195,13 +196,13 @@ class Reporter:
 
     def _write(self, iteration: int, group: str, record: dict[str, Any]) -> None:
         # JSON has no word for what is no number, and a curve no place.
-        record = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        record = {name: None if _is_no_number(value) else value for name, value in record.items()}
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in record.items():
-                if name != "iteration" and value is not None:
+                if name != "iteration" and isinstance(value, (int, float)):
                     self._board.add_scalar(f"{group}/{name}", value, iteration)
 
 
@@ -212,6 +213,10 @@ def _naming(flag: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{flag}: cannot write there: {error.strerror}") from None
+
+
+def _is_no_number(value: float | str) -> bool:
+    return not isinstance(value, str) and not math.isfinite(value)
 
 
 def _speed(record: dict[str, Any]) -> str:

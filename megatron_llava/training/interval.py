@@ -26,6 +26,8 @@ class Interval:
     """Of forward and backward, of all ranks together; ``parallel.step_flops`` says what counts."""
     recomputed_flops: int = 0
     """Of what the backward computed again."""
+    details: dict[str, float | str] = field(default_factory=dict)
+    """More for the record of the log line, by name."""
     data_seconds: float = 0.0
     """Longest time that a rank waited for batches."""
     started: float = field(default_factory=time.perf_counter)

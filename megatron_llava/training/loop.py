@@ -30,7 +30,9 @@ from megatron_llava.training.skipping import SkippedSteps, TrainingDiverged, che
 from megatron_llava.training.spikes import SpikeGuard
 from megatron_llava.training.start import how_to_go_on
 from megatron_llava.training.step import StepResult, run_batches, train_step
+from megatron_llava.training.step_times import StepTimes
 from megatron_llava.training.taken import Taken
+from megatron_llava.training.time_report import report_times
 
 
 class Reporter(Protocol):
@@ -58,6 +60,7 @@ class Trainer:
         saves: writes the checkpoints.
         iteration: steps already done.
         skipped_steps: those of them that changed nothing.
+        times: where time goes on this rank, None where nothing asks.
         profile: profiles some steps on this rank, None where none are.
         spike_guard: limits the loss of a step, None without --loss-spike-factor.
         stopped: some rank received SIGTERM before the last step.
@@ -76,6 +79,7 @@ class Trainer:
     skipped_steps: SkippedSteps
     spike_guard: SpikeGuard | None = None
     profile: ProfileWindow | None = None
+    times: StepTimes | None = None
     iteration: int = 0
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
@@ -222,6 +226,8 @@ class Trainer:
                 taken.add(batch)
                 yield batch
 
+        if self.times is not None:
+            self.times.begin_step()
         waited, first = self.source.data_seconds, self.source.consumed_packs
         result = train_step(
             self.wrapped,
@@ -231,10 +237,13 @@ class Trainer:
             self.source.num_microbatches,
             rows,
             self.config.training.loss_reduction,
+            times=self.times,
             largest_loss=self.spike_guard.limit if self.spike_guard is not None else math.inf,
             text_loss_coeff=self.config.training.text_loss_coeff,
         )
         self._count(taken, self.source.data_seconds - waited)
+        if self.times is not None:
+            self.times.end_step()
         self.iteration += 1
         if result.skipped:
             reduction = self.config.training.loss_reduction
@@ -271,7 +280,12 @@ class Trainer:
             "grad norm": result.grad_norm,
             "skipped steps": self.skipped_steps.count,
         }
+        lines = []
+        if self.times is not None:
+            lines = report_times(self.times, self.config.logging, self.interval, self.device)
         self.reporter.training(self.iteration, values, self.interval, self.device)
+        for line in lines:
+            self.reporter.message(line)
         self.interval = Interval()
 
     def _set_training(self, training: bool) -> None:

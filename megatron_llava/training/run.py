@@ -25,7 +25,6 @@ from megatron_llava.parallel.groups import destroy_groups, initialize_groups, se
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.platform.device import connections_remark
 from megatron_llava.platform.memory_history import memory_history, snapshot_file
-from megatron_llava.platform.profile_window import ProfileWindow
 from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import (
@@ -39,13 +38,13 @@ from megatron_llava.training.optimizer import build_optimizer, build_scheduler
 from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
 from megatron_llava.training.run_saves import RunSaves
 from megatron_llava.training.skipping import SkippedSteps
-from megatron_llava.training.spikes import SpikeGuard
 from megatron_llava.training.start import (
     adapted_checkpoint,
     adapter_record,
     resumes,
     starting_checkpoint,
 )
+from megatron_llava.training.watching import profile_window, spike_guard, step_times
 from megatron_llava.vision.settings import image_settings, nobase_remark
 
 
@@ -171,31 +170,12 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         skipped_steps=SkippedSteps(
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
-        spike_guard=_spike_guard(config, state.recent_losses),
-        profile=_profile_window(config),
+        spike_guard=spike_guard(config, state.recent_losses),
+        profile=profile_window(config),
+        times=step_times(config, models, device),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
-
-
-def _spike_guard(config: RunConfig, losses: list[float]) -> SpikeGuard | None:
-    """What --loss-spike-factor asks for, with the losses before a resumption."""
-    factor = config.training.loss_spike_factor
-    if factor is None:
-        return None
-    return SpikeGuard(factor, config.training.loss_spike_window, losses)
-
-
-def _profile_window(config: RunConfig) -> ProfileWindow | None:
-    """What --profile asks of this rank."""
-    profiling, rank = config.profiling, dist.get_rank()
-    if not profiling.profile or rank not in map(int, profiling.profile_ranks):
-        return None
-    start, end, trace = profiling.profile_step_start, profiling.profile_step_end, None
-    if profiling.use_pytorch_profiler:
-        name = f"rank-{rank}.steps-{start + 1}-{end}.pt.trace.json"
-        trace = Path(config.logging.tensorboard_dir) / name
-    return ProfileWindow(start, end, trace)
 
 
 def _started_from(config: RunConfig, start: tuple[str, Iteration] | None) -> Iteration | None:

@@ -19,6 +19,14 @@ from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.training.optimizer import learning_rates
+from megatron_llava.training.step_times import (
+    COMMUNICATION,
+    COMPUTE,
+    DATA,
+    OPTIMIZER,
+    OTHER,
+    StepTimes,
+)
 from megatron_llava.training.update import gradient_norm, gradients_are_finite, update
 
 COUNTED = {"token": "supervised tokens", "sample": "samples", "microbatch-mean": "packs"}
@@ -97,11 +105,23 @@ def reduced_loss(
 
 
 def forward_step(
-    batches: Iterator[TensorBatch], model: torch.nn.Module, *, reduction: str, weight: float
+    batches: Iterator[TensorBatch],
+    model: torch.nn.Module,
+    *,
+    reduction: str,
+    weight: float,
+    times: StepTimes | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch through this pipeline stage (core's forward_step_func protocol)."""
+    if times is None:
+        batch = next(batches)
+        return model(batch), partial(reduced_loss, reduction, batch, weight=weight)
+    times.mark(DATA)
     batch = next(batches)
-    return model(batch), partial(reduced_loss, reduction, batch, weight=weight)
+    times.mark(COMPUTE)
+    output = times.follow_backward(model(batch))
+    times.mark(COMMUNICATION)
+    return output, partial(reduced_loss, reduction, batch, weight=weight)
 
 
 def run_batches(
@@ -113,6 +133,7 @@ def run_batches(
     reduction: str,
     forward_only: bool,
     weight: float = 1.0,
+    times: StepTimes | None = None,
 ) -> BatchesResult:
     """Run the microbatches of one global batch.
 
@@ -120,9 +141,10 @@ def run_batches(
         rows: rows of every pack of this step; pipeline stages exchange tensors of this length.
         reduction: what counts alike, see ``reduced_loss``.
         weight: of the text loss in the gradient.
+        times: told of data, compute and communication.
     """
     reports = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, reduction=reduction, weight=weight),
+        forward_step_func=partial(forward_step, reduction=reduction, weight=weight, times=times),
         # Each virtual stage runs every microbatch, at another time.
         data_iterator=list(tee(batches, len(wrapped))) if len(wrapped) > 1 else batches,
         model=wrapped,
@@ -170,6 +192,7 @@ def train_step(
     *,
     largest_loss: float = math.inf,
     text_loss_coeff: float = 1.0,
+    times: StepTimes | None = None,
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
@@ -190,7 +213,10 @@ def train_step(
         reduction=reduction,
         forward_only=False,
         weight=text_loss_coeff,
+        times=times,
     )
+    if times is not None:
+        times.mark(OPTIMIZER)
     for scales in fp8_scales:
         scales.end_step()
     rates = learning_rates(optimizer)
@@ -202,6 +228,8 @@ def train_step(
     if not skipped:
         update(optimizer, grad_norm)
         scheduler.step(increment=1)
+    if times is not None:
+        times.mark(OTHER)
     return StepResult(
         loss=loss,
         align_loss=None if align_total is None else align_total / count,

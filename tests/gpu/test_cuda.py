@@ -167,3 +167,20 @@ def test_steps_are_marked_for_nsight():
         torch.zeros(3, device="cuda").add_(1)
         assert (window._running is not None) == (done == 1)
     window.close()
+
+
+def test_parts_are_timed_by_the_clock_of_the_device():
+    from megatron_llava.training.step_times import COMPUTE, DATA, CudaStepTimes
+
+    matrix = torch.randn(4096, 4096, device="cuda")
+    times = CudaStepTimes()
+    for _ in range(2):
+        times.begin_step()
+        times.mark(COMPUTE)
+        for _ in range(50):
+            matrix = matrix @ matrix / 64
+        times.mark(DATA)
+        times.end_step()
+    seconds = times.take()
+    assert seconds[COMPUTE] > 0.01 > 10 * seconds[DATA]
+    assert not any(times.take().values())

@@ -154,6 +154,23 @@ def test_jsonl_has_a_record_per_line_with_every_quantity(make_reporter, tmp_path
     assert records[1]["valid loss"] == 1.25
 
 
+def test_details_go_into_the_record_and_numbers_to_tensorboard(make_reporter, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path, events = tmp_path / "run.jsonl", tmp_path / "events"
+    reporter = make_reporter(log_file=str(path), tensorboard_dir=str(events))
+    details = {"slowest rank": 1, "slowest host": "a", "time data %": 2.5}
+    reporter.training(10, VALUES, interval(details=details), CPU)
+    reporter.close()
+    record = json.loads(path.read_text())
+    assert {name: record[name] for name in details} == details
+    found = EventAccumulator(str(events))
+    found.Reload()
+    names = set(found.Tags()["scalars"])
+    assert {"train/slowest rank", "train/time data %"} <= names
+    assert "train/slowest host" not in names
+
+
 def test_a_resumed_run_appends_to_its_file(make_reporter, tmp_path):
     path = tmp_path / "run.jsonl"
     for iteration in (10, 20):
