@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # These rooms import Megatron-core, which must find its device prepared.
     from megatron_llava.data.workers import lost_worker
     from megatron_llava.observe.metrics import Reporter, peak_flops
+    from megatron_llava.observe.wandb_run import WandbRun
     from megatron_llava.platform.lost_ranks import RankWatch
     from megatron_llava.platform.stop_signal import StopSignal
     from megatron_llava.training.run import run_training
@@ -56,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         store = meet(timeout)
         with RankWatch(store, global_rank(), world_size(), _PROGRAM, how_to_go_on(config)):
             join_process_group(config.parallel.device, timeout, store)
+            first = global_rank() == 0
             reporter = Reporter(
-                active=global_rank() == 0,
+                active=first,
                 train_iters=config.training.train_iters,
                 log_file=logging.log_file,
                 tensorboard_dir=logging.tensorboard_dir,
                 progress_bar=not logging.no_progress_bar,
+                wandb=WandbRun(config) if first and logging.wandb_project is not None else None,
                 ranks=world_size(),
                 peak_flops=peak_flops(device, logging.peak_tflops),
             )
@@ -110,6 +113,7 @@ def prepare(config: RunConfig) -> RunConfig:
         ValueError: one line naming the flags and numbers; nothing has been started or written.
     """
     # With torch imported above, --help and a wrong flag would take seconds.
+    from megatron_llava.observe.wandb_run import check_wandb
     from megatron_llava.platform.device import (
         check_compiler,
         check_fp8_device,
@@ -136,6 +140,7 @@ def prepare(config: RunConfig) -> RunConfig:
         check_precision_aware_optimizer()
     if config.parallel.torch_compile:
         check_compiler(device)
+    check_wandb(config)
     check_adapters(config)
     check_outputs(config)
     image_settings(config)

@@ -9,11 +9,24 @@ from megatron_llava.config.fields import flag
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """The log line, TensorBoard and the JSONL file."""
+    """The log line, TensorBoard, Weights & Biases and the JSONL file."""
 
     log_interval: int = flag(100, "Steps between log lines", minimum=1)
     tensorboard_dir: str | None = flag(None, "Folder for TensorBoard events")
     log_file: str | None = flag(None, "JSON Lines file that gets one record per log line")
+    wandb_project: str | None = flag(
+        None,
+        "Project at Weights & Biases that gets the numbers of the log lines; needs the package "
+        "wandb. With WANDB_MODE=offline in the environment the run stays on this machine",
+    )
+    wandb_exp_name: str | None = flag(
+        None, "Name of the run in --wandb-project", default_text="one that W&B makes up"
+    )
+    wandb_save_dir: str | None = flag(
+        None,
+        "Folder in which wandb keeps its files",
+        default_text="--save, else the current folder",
+    )
     log_straggler: bool = flag(
         False,
         "Say at each log line which rank is slowest, and the seconds of a step that ranks spend on "

@@ -1,4 +1,4 @@
-"""Rules of ``validate`` about profiling."""
+"""Rules of ``validate`` about logs and profiling."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig, all_fields
 
 _OF_WINDOW = ("profile_step_start", "profile_step_end", "profile_ranks", "use_pytorch_profiler")
+
+
+def check_wandb_flags(config: RunConfig) -> None:
+    """What describes a run at Weights & Biases has one."""
+    for name in ("wandb_exp_name", "wandb_save_dir"):
+        if config.get(name) is not None and config.logging.wandb_project is None:
+            raise ValueError(
+                f"{all_fields()[name].option} {config.get(name)} is for --wandb-project, which is "
+                "not given: add it, or drop the flag"
+            )
 
 
 def check_profiling(config: RunConfig, world_size: int) -> None:

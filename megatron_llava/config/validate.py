@@ -57,6 +57,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_training.check_saving(config)
     rules_training.check_loading(config)
     rules_profiling.check_profiling(config, world_size)
+    rules_profiling.check_wandb_flags(config)
     rules_profiling.check_memory_history(config)
 
 

@@ -1,4 +1,4 @@
-"""What a run tells about itself: one line per interval, JSONL, TensorBoard, a progress bar."""
+"""What a run tells about itself: a line per interval, JSONL, TensorBoard, W&B, a progress bar."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from megatron_llava.observe.run_log import START, settings_digest
+from megatron_llava.observe.wandb_run import WandbRun
 from megatron_llava.platform.environment import run_environment
 from megatron_llava.platform.gpus import TERA, published_flops
 from megatron_llava.training.interval import Interval
@@ -46,6 +47,7 @@ class Reporter:
         train_iters: the last step, for the progress bar and the time left.
         log_file: JSONL file, appended to.
         tensorboard_dir: folder for event files.
+        wandb: a run at Weights & Biases, closed with the others; None without one.
         progress_bar: show a bar where standard error is a terminal.
         ranks: of the run.
         peak_flops: of a rank's device per second, which MFU and HFU are shares of; without it they
@@ -64,6 +66,7 @@ class Reporter:
         log_file: str | None,
         tensorboard_dir: str | None,
         progress_bar: bool,
+        wandb: WandbRun | None = None,
         ranks: int = 1,
         peak_flops: float | None = None,
         stream: TextIO = sys.stdout,
@@ -71,6 +74,7 @@ class Reporter:
         self.active, self.train_iters, self.stream = active, train_iters, stream
         self.ranks, self.peak_flops = ranks, peak_flops
         self._file = self._board = self._bar = None
+        self._wandb = wandb
         if not active:
             return
         if log_file is not None:
@@ -180,7 +184,7 @@ class Reporter:
 
     def close(self) -> None:
         """Flush and close every output."""
-        for output in (self._file, self._board, self._bar):
+        for output in (self._file, self._board, self._wandb, self._bar):
             if output is not None:
                 output.close()
 
@@ -200,10 +204,16 @@ class Reporter:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+        curves = {
+            f"{group}/{name}": value
+            for name, value in record.items()
+            if name != "iteration" and isinstance(value, (int, float))
+        }
         if self._board is not None:
-            for name, value in record.items():
-                if name != "iteration" and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{group}/{name}", value, iteration)
+            for name, value in curves.items():
+                self._board.add_scalar(name, value, iteration)
+        if self._wandb is not None:
+            self._wandb.log(curves, iteration)
 
 
 @contextmanager

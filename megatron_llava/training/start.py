@@ -143,6 +143,7 @@ def check_outputs(config: RunConfig) -> None:
         ("--save", config.checkpoint.save, config.checkpoint.save),
         ("--log-file", log_file, log_file and Path(log_file).absolute().parent),
         ("--tensorboard-dir", config.logging.tensorboard_dir, config.logging.tensorboard_dir),
+        ("--wandb-save-dir", config.logging.wandb_save_dir, config.logging.wandb_save_dir),
         ("--memory-snapshot-path", snapshot, snapshot and Path(snapshot).absolute().parent),
     ):
         if folder is None:

@@ -257,6 +257,8 @@ REFUSED = [
     ({**PROFILE, "device": "cpu"}, 1, "--profile on --device cpu|--use-pytorch-profiler"),
     ({"record_memory_history": True, "device": "cpu"}, 1, "--record-memory-history|--device"),
     ({"memory_snapshot_path": "a"}, 1, "--memory-snapshot-path a|--record-memory-history"),
+    ({"wandb_exp_name": "a"}, 1, "--wandb-exp-name a|--wandb-project"),
+    ({"wandb_save_dir": "a"}, 1, "--wandb-save-dir a|--wandb-project"),
     ({"async_save": True}, 1, "--async-save|--save,"),
     ({"no_ckpt_fully_parallel_save": True}, 1, "--no-ckpt-fully-parallel-save|--save,"),
     ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),
