@@ -71,8 +71,7 @@ def check_layout(pool, model: Judged, folder: Path, tensor_parallel: int, pipeli
     before = load_file(model.source / "model.safetensors")
     after = load_file(exported / "model.safetensors")
     for name, tensor in before.items():
-        hub = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-        assert torch.equal(after.pop(hub), tensor), name
+        assert torch.equal(after.pop(hub_name(name)), tensor), name
     assert not after
 
 
@@ -136,9 +135,12 @@ TRAINED = {
             "--context-parallel-size=2",
             "--use-distributed-optimizer",
             "--dist-ckpt-optim-fully-reshardable",
+            "--mm-tunable-parts=mm_mlp_adapter,mm_language_model",
         ],
     ),
 }
+# What LLaVA does not read of the tower: of CLIP the hidden state before the last is selected.
+UNREAD = {"plain": ("encoder.layers.2.", "post_layernorm."), "tied": ("post_layernorm.",)}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -157,3 +159,14 @@ def test_a_training_checkpoint_is_exported(pool, setup, tmp_path, name):
     after = load_file(tmp_path / "hf" / "model.safetensors")
     embedding = "language_model.model.embed_tokens.weight"
     assert not torch.equal(after[embedding], before[embedding]), "it has learned"
+    frozen = any("--mm-tunable-parts" in flag for flag in flags)
+    tower = {hub_name(name): tensor for name, tensor in before.items() if "vision_tower" in name}
+    kept = {name for name, tensor in tower.items() if torch.equal(after[name], tensor)}
+    unread = {name for name in tower if any(part in name for part in UNREAD[model])}
+    assert len(unread) == {"plain": 18, "tied": 2}[model]
+    assert kept == (set(tower) if frozen else unread)
+
+
+def hub_name(name: str) -> str:
+    """A name of the folder as it is written again: in the hub's layout."""
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
