@@ -128,6 +128,24 @@ class PrecisionConfig:
     """The number formats of weights, gradients and matrix products."""
 
     bf16: bool = flag(False, "Compute in bfloat16 with float32 master weights")
+    fp16: bool = flag(
+        False,
+        "Compute in float16 with float32 master weights and a scaled loss; a step whose gradient "
+        "overflows is skipped and the scale halved",
+    )
+    loss_scale: float | None = flag(
+        None, "With --fp16, a scale that stays", above=0, default_text="one that adapts"
+    )
+    initial_loss_scale: float = flag(2.0**32, "First scale of the loss with --fp16", above=0)
+    min_loss_scale: float = flag(
+        1.0, "Lowest scale; a step that overflows at it counts as skipped", above=0
+    )
+    loss_scale_window: int = flag(
+        1000, "Steps without overflow after which the scale doubles", minimum=1
+    )
+    hysteresis: int = flag(
+        2, "Overflows since the last doubling from which on each halves the scale", minimum=1
+    )
     accumulate_allreduce_grads_in_fp32: bool = flag(
         False, "Accumulate and reduce gradients in float32; --bf16 implies it"
     )
@@ -167,11 +185,16 @@ class PrecisionConfig:
     num_layers_at_end_in_bf16: int = flag(1, "Last layers of --first-last-layers-bf16", minimum=0)
 
     @property
+    def is_half(self) -> bool:
+        """Whether weights and activations have 16 bits, beside float32 master weights."""
+        return self.bf16 or self.fp16
+
+    @property
     def reduce_grads_in_fp32(self) -> bool:
         """Whether gradients are accumulated and reduced in float32.
 
-        bfloat16 training does so unless ``--grad-reduce-in-bf16`` (Megatron's rule); float32
-        training has float32 gradients anyway.
+        bfloat16 training does so unless ``--grad-reduce-in-bf16``, float16 training only where
+        asked to (Megatron's rules); float32 training has float32 gradients anyway.
         """
         if self.bf16 and not self.grad_reduce_in_bf16:
             return True

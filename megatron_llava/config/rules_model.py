@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_llava.config.projector import parse_projector_type
-from megatron_llava.config.run import RunConfig
+from megatron_llava.config.run import RunConfig, all_fields
 
 
 def check_language(config: RunConfig) -> None:
@@ -113,6 +113,7 @@ def check_data_parallel(config: RunConfig) -> None:
 def check_precision(config: RunConfig) -> None:
     """Number formats that the implementation and the device have."""
     parallel, precision = config.parallel, config.precision
+    _check_fp16(config)
     if precision.grad_reduce_in_bf16 and not precision.bf16:
         raise ValueError("--grad-reduce-in-bf16 needs --bf16: add it, or drop the flag")
     if precision.grad_reduce_in_bf16 and precision.accumulate_allreduce_grads_in_fp32:
@@ -147,8 +148,30 @@ def _check_attention(config: RunConfig) -> None:
     if parallel.attention_backend == "flash":
         if parallel.device == "cpu":
             raise ValueError(f"{backend} needs a GPU, and --device is cpu: give auto")
-        if not config.precision.bf16:
-            raise ValueError(f"{backend} has no float32: add --bf16, or give unfused")
+        if not config.precision.is_half:
+            raise ValueError(f"{backend} has no float32: add --bf16 or --fp16, or give unfused")
+
+
+def _check_fp16(config: RunConfig) -> None:
+    """One 16-bit format, and a scale that says how it is chosen once."""
+    precision = config.precision
+    adapting = ("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+    if precision.bf16 and precision.fp16:
+        raise ValueError("--bf16 contradicts --fp16: give one")
+    for name in ("loss_scale", *adapting):
+        if name in config.explicit and not precision.fp16:
+            raise ValueError(f"{all_fields()[name].option} is for --fp16: add it, or drop the flag")
+    for name in adapting:
+        if name in config.explicit and precision.loss_scale is not None:
+            raise ValueError(
+                f"{all_fields()[name].option} is about a scale that adapts, and --loss-scale "
+                f"{precision.loss_scale:g} stays: give one of them"
+            )
+    if precision.initial_loss_scale < precision.min_loss_scale:
+        raise ValueError(
+            f"--initial-loss-scale {precision.initial_loss_scale:g} is less than --min-loss-scale "
+            f"{precision.min_loss_scale:g}: give more"
+        )
 
 
 def check_sequence(config: RunConfig) -> None:

@@ -23,7 +23,9 @@ ACTIVATIONS = {
 
 
 def params_dtype(config: RunConfig) -> torch.dtype:
-    """The dtype of weights and activations: bfloat16 with --bf16, else float32."""
+    """The dtype of weights and activations: that of --bf16 or --fp16, else float32."""
+    if config.precision.fp16:
+        return torch.float16
     return torch.bfloat16 if config.precision.bf16 else torch.float32
 
 
@@ -140,6 +142,7 @@ def _shared(config: RunConfig) -> dict[str, Any]:
         "tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
         "params_dtype": params_dtype(config),
         "bf16": config.precision.bf16,
+        "fp16": config.precision.fp16,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "bias_activation_fusion": False,

@@ -113,7 +113,7 @@ class _Rank:
         self.data_ranks = data_ranks
         self.hidden = known(config.language.hidden_size)
         self.width = known(config.vision.vision_hidden_size)
-        self.activation = 2 if config.precision.bf16 else 4
+        self.activation = 2 if config.precision.is_half else 4
         self.gradient = 4 if config.precision.reduce_grads_in_fp32 else self.activation
 
     def learns(self, part: str) -> bool:

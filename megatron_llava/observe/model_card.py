@@ -181,7 +181,8 @@ def _stage(stage: Stage, machine: str | None) -> Iterable[tuple[str, str]]:
         yield "Last loss", f"{next(last[name] for name in LOSSES if name in last)}"
         if machine is not None:
             yield "Compute (GPUs x hours)", f"{machine} x {stage.total() / 3600:.1f}"
-    yield "Precision", "bfloat16" if config.precision.bf16 else "float32"
+    half = "bfloat16" if config.precision.bf16 else "float16"
+    yield "Precision", half if config.precision.is_half else "float32"
 
 
 def trainable_module(config: RunConfig) -> str:

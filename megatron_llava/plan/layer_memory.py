@@ -72,7 +72,7 @@ def decoder_layer(config: RunConfig, load: PackLoad, learning: Trained) -> Layer
         learning: what is trained.
     """
     language, tensor = config.language, config.parallel.tensor_model_parallel_size
-    item = 2 if config.precision.bf16 else FLOAT32
+    item = 2 if config.precision.is_half else FLOAT32
     rows, split = load.rows, rows_of_norms(config, load)
     hidden, ffn = known(language.hidden_size), known(language.ffn_hidden_size) // tensor
     learns = learning.language
@@ -106,7 +106,7 @@ def rows_of_norms(config: RunConfig, load: PackLoad) -> int:
 
 def keeps_input(config: RunConfig) -> bool:
     """Whether a norm keeps its input itself, not a float32 copy."""
-    return config.parallel.device == "cuda" or not config.precision.bf16
+    return config.parallel.device == "cuda" or not config.precision.is_half
 
 
 def norm(config: RunConfig, rows: int, learns: bool) -> int:
@@ -114,7 +114,7 @@ def norm(config: RunConfig, rows: int, learns: bool) -> int:
     hidden = known(config.language.hidden_size)
     if config.parallel.device == "cpu":
         return rows * hidden * FLOAT32 * (1 + learns) + rows * FLOAT32
-    item = 2 if config.precision.bf16 else FLOAT32
+    item = 2 if config.precision.is_half else FLOAT32
     return rows * (hidden * item + FLOAT32)
 
 
@@ -170,7 +170,7 @@ def _adapters(config: RunConfig, load: PackLoad) -> int:
     """
     language, lora = config.language, config.lora
     tensor = config.parallel.tensor_model_parallel_size
-    item = 2 if config.precision.bf16 else FLOAT32
+    item = 2 if config.precision.is_half else FLOAT32
     rows, split = load.rows, rows_of_norms(config, load)
     hidden, ffn = known(language.hidden_size), known(language.ffn_hidden_size) // tensor
     heads, groups = _heads(config)

@@ -100,7 +100,7 @@ def rank_memory(
 
 
 def _item(config: RunConfig) -> int:
-    return 2 if config.precision.bf16 else FLOAT32
+    return 2 if config.precision.is_half else FLOAT32
 
 
 def _states(
@@ -134,15 +134,15 @@ def _states(
 
 def _optimizer_bytes(config: RunConfig) -> float:
     """Bytes on the device of the state of one parameter: the main weight and two moments."""
-    settings, bf16 = config.optimizer, config.precision.bf16
-    main = _BYTES[settings.main_params_dtype] if bf16 else 0
+    settings, half = config.optimizer, config.precision.is_half
+    main = _BYTES[settings.main_params_dtype] if half else 0
     moments = _BYTES[settings.exp_avg_dtype] + _BYTES[settings.exp_avg_sq_dtype]
     if settings.optimizer_cpu_offload:
         # Of what stays, core keeps the gradient in float32 as well.
         return (main + moments + FLOAT32) * (1 - settings.optimizer_offload_fraction)
     if settings.use_precision_aware_optimizer:
         # Of a main weight, Transformer Engine keeps the half that bfloat16 lacks.
-        main = 2 if bf16 else _BYTES[settings.main_params_dtype]
+        main = 2 if half else _BYTES[settings.main_params_dtype]
     return main + moments
 
 

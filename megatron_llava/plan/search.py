@@ -86,7 +86,7 @@ def _candidates(config: RunConfig, gpus: int) -> Iterator[dict[str, Any]]:
             "use_distributed_optimizer": shared,
             "overlap_grad_reduce": shared,
             "overlap_param_gather": shared,
-            "bf16": True,
+            **({} if config.precision.is_half else {"bf16": True}),
             **recompute,
         }
         if recompute and "mm_vision_tower" in config.training.mm_tunable_parts:
@@ -115,7 +115,7 @@ def nearest_change(planner: Planner, machine: Machine) -> Layout | None:
 
 def _single_changes(config: RunConfig) -> Iterator[dict[str, Any]]:
     parallel = config.parallel
-    if not config.precision.bf16:
+    if not config.precision.is_half:
         yield {"bf16": True}
     if not parallel.use_distributed_optimizer:
         yield {"use_distributed_optimizer": True}

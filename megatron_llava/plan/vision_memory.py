@@ -36,7 +36,7 @@ class VisionMemory:
 
 def vision_memory(config: RunConfig, load: PackLoad, learning: Trained) -> VisionMemory:
     """Tower, projector and packing of the first stage."""
-    item = 2 if config.precision.bf16 else FLOAT32
+    item = 2 if config.precision.is_half else FLOAT32
     kept, recomputed = _tower(config, load, item) if learning.tower else (0, 0)
     if learning.tower or learning.projector:
         kept += _projector(config, load, learning.projector, item)

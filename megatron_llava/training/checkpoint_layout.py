@@ -53,6 +53,7 @@ def optimizer_kind(
     return {
         "distributed": _is_distributed(optimizer),
         "bf16": optimizer.config.bf16,
+        "fp16": optimizer.config.fp16,
         "lr_multiples": lr_multiples(optimizer),
         "buffers": _buffers(optimizer, models) if _is_distributed(optimizer) else None,
     }
@@ -86,9 +87,14 @@ def check_optimizer(
             f"{now['lr_multiples']}: keep --mm-vision-tower-lr and --mm-projector-lr in the same "
             f"ratio to --lr, {otherwise}"
         )
-    for flag, name in (("--use-distributed-optimizer", "distributed"), ("--bf16", "bf16")):
-        if before[name] != now[name]:
-            had, has = ("with" if kind[name] else "without" for kind in (before, now))
+    for flag, name in (
+        ("--use-distributed-optimizer", "distributed"),
+        ("--bf16", "bf16"),
+        ("--fp16", "fp16"),
+    ):
+        # Checkpoints from before --fp16 do not have it.
+        if before.get(name, False) != now[name]:
+            had, has = ("with" if kind.get(name) else "without" for kind in (before, now))
             raise CheckpointError(
                 f"{where} was saved {had} {flag} and the run is {has} it, which stores other "
                 f"optimizer state: resume {had} {flag}, {otherwise}"

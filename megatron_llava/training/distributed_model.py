@@ -33,7 +33,7 @@ def build_distributed_model(
     models, wrapped = [], []
     for number, vp_stage in enumerate(range(stages) if stages else [None]):
         model = _build_part(config, vp_stage, device)
-        module = Float16Module(model.config, model) if config.precision.bf16 else model
+        module = Float16Module(model.config, model) if config.precision.is_half else model
         models.append(model)
         wrapped.append(
             DistributedDataParallel(

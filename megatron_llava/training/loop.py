@@ -245,7 +245,12 @@ class Trainer:
         if self.times is not None:
             self.times.end_step()
         self.iteration += 1
-        if result.skipped:
+        if result.overflowed_at is not None:
+            self.reporter.message(
+                f"step {self.iteration}: the gradient overflows at a loss scale of "
+                f"{result.overflowed_at:g}; skipped, the scale is now {self._loss_scale():g}"
+            )
+        elif result.skipped:
             reduction = self.config.training.loss_reduction
             self.reporter.message(
                 self.skipped_steps.add(self.iteration, result, reduction, self.source, first)
@@ -283,10 +288,15 @@ class Trainer:
         lines = []
         if self.times is not None:
             lines = report_times(self.times, self.config.logging, self.interval, self.device)
+        if self.config.precision.fp16:
+            values["loss scale"] = self._loss_scale()
         self.reporter.training(self.iteration, values, self.interval, self.device)
         for line in lines:
             self.reporter.message(line)
         self.interval = Interval()
+
+    def _loss_scale(self) -> float:
+        return float(self.optimizer.get_loss_scale())
 
     def _set_training(self, training: bool) -> None:
         for part in self.wrapped:

@@ -15,6 +15,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 
 from megatron_llava.config.run import RunConfig
+from megatron_llava.models.core_config import params_dtype
 from megatron_llava.training.optimizer_state import optimizer_parts
 
 # As Transformer Engine's Adam takes them; FP8 is bytes with a scale.
@@ -42,7 +43,13 @@ def build_optimizer(config: RunConfig, wrapped: list[DistributedDataParallel]) -
         adam_eps=optimizer.adam_eps,
         clip_grad=optimizer.clip_grad,
         bf16=precision.bf16,
-        params_dtype=torch.bfloat16 if precision.bf16 else torch.float32,
+        fp16=precision.fp16,
+        params_dtype=params_dtype(config),
+        loss_scale=precision.loss_scale,
+        initial_loss_scale=precision.initial_loss_scale,
+        min_loss_scale=precision.min_loss_scale,
+        loss_scale_window=precision.loss_scale_window,
+        hysteresis=precision.hysteresis,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_param_gather,
         use_precision_aware_optimizer=optimizer.use_precision_aware_optimizer,
@@ -55,13 +62,17 @@ def build_optimizer(config: RunConfig, wrapped: list[DistributedDataParallel]) -
     )
     overrides = get_standard_config_overrides(core)
     overrides.update(_module_overrides(config))
-    made = get_megatron_optimizer(core, wrapped, config_overrides=overrides)
-    for part in optimizer_parts(made):
+    built = get_megatron_optimizer(core, wrapped, config_overrides=overrides)
+    for part in optimizer_parts(built):
         if isinstance(part.optimizer, HybridDeviceOptimizer):
             # Classes, which are also in its defaults: a checkpoint with them cannot be read.
             for group in part.optimizer.param_groups:
                 group.pop("cpu_optimizer_cls"), group.pop("gpu_optimizer_cls")
-    return made
+    if precision.fp16:
+        for part in wrapped:
+            # Core's schedules, and losses that are added elsewhere, scale with it.
+            part.module.config.grad_scale_func = built.scale_loss
+    return built
 
 
 def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:

@@ -88,6 +88,7 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
     moments = []
     for content in contents:
+        _count_from_zero(content)
         reshardable = content.get("param_state_sharding_type") == "fully_reshardable"
         moments.append(content.pop("param_state") if reshardable else None)
     optimizer.load_state_dict(loaded)
@@ -105,6 +106,13 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     groups = [group for adam in _adams(optimizer) for group in adam.param_groups]
     for group, setting in zip(groups, settings, strict=True):
         group.update(setting)
+
+
+def _count_from_zero(content: dict[str, Any]) -> None:
+    """Core leaves out a count of 0: where every step so far was skipped."""
+    state = content.get("optimizer", {}).get("state")
+    if state and "common_step" not in state and all("step" not in s for s in state.values()):
+        state["common_step"] = torch.tensor(0.0)
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

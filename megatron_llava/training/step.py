@@ -27,7 +27,13 @@ from megatron_llava.training.step_times import (
     OTHER,
     StepTimes,
 )
-from megatron_llava.training.update import gradient_norm, gradients_are_finite, update
+from megatron_llava.training.update import (
+    adapting_scaler,
+    gradient_norm,
+    gradients_are_finite,
+    take_gradients,
+    update,
+)
 
 COUNTED = {"token": "supervised tokens", "sample": "samples", "microbatch-mean": "packs"}
 """What a loss is the mean of, by --loss-reduction."""
@@ -52,6 +58,8 @@ class StepResult:
     are as they were."""
     largest_loss: float
     """What the loss could have been at most; infinite where nothing limits it."""
+    overflowed_at: float | None
+    """The scale of the loss at which the gradient overflowed, where a lower one is tried next."""
     microbatches_not_finite: tuple[int, ...]
     """Of this rank those with a loss that is not finite; the last pipeline stage knows."""
 
@@ -220,7 +228,11 @@ def train_step(
     for scales in fp8_scales:
         scales.end_step()
     rates = learning_rates(optimizer)
-    grad_norm = gradient_norm(optimizer) if batch.finite else math.nan
+    scaler = adapting_scaler(optimizer)
+    scale = float(scaler.scale) if scaler is not None and scaler.scale > scaler.min_scale else None
+    # A scale that adapts has to learn of every overflow.
+    usable = (batch.finite or scaler is not None) and take_gradients(optimizer) and batch.finite
+    grad_norm = gradient_norm(optimizer) if usable else math.nan
     # Finite gradients have an infinite norm where their squares overflow.
     count, align_total = max(batch.count, 1), batch.align_total
     loss = batch.total / count
@@ -238,6 +250,7 @@ def train_step(
         learning_rates=rates,
         skipped=skipped,
         largest_loss=largest_loss,
+        overflowed_at=scale if not usable and math.isfinite(batch.total) else None,
         microbatches_not_finite=batch.microbatches_not_finite,
     )
 

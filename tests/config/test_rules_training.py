@@ -60,3 +60,33 @@ def test_tokens_are_not_paired_across_ranks(make_config):
     config = make_config(**ALIGN, align_loss_pooling="token", context_parallel_size=2)
     with pytest.raises(ValueError, match="--align-loss-pooling token .*--context-parallel-size 2"):
         validate(config, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"fp16": True, "bf16": True}, "--bf16|--fp16|give one"),
+        ({"loss_scale": 8.0}, "--loss-scale|--fp16"),
+        ({"hysteresis": 3}, "--hysteresis|--fp16"),
+        (
+            {"fp16": True, "loss_scale": 8.0, "min_loss_scale": 2.0},
+            "--min-loss-scale|--loss-scale 8",
+        ),
+        (
+            {"fp16": True, "initial_loss_scale": 1.0, "min_loss_scale": 2.0},
+            "--initial-loss-scale 1|--min-loss-scale 2",
+        ),
+        ({"fp16": True, "fp8_format": "hybrid", "fp8_emulation": True}, "--fp8-format|--bf16"),
+        ({"fp16": True, "grad_reduce_in_bf16": True}, "--grad-reduce-in-bf16|--bf16"),
+    ],
+)
+def test_scales_that_contradict_are_refused(make_config, changes, parts):
+    with pytest.raises(ValueError) as caught:
+        validate(make_config(**changes), 1)
+    assert all(part in str(caught.value) for part in parts.split("|")), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_float16_passes(make_config):
+    validate(make_config(fp16=True, hysteresis=3, initial_loss_scale=2.0**16), 1)
+    validate(make_config(fp16=True, loss_scale=128.0), 1)

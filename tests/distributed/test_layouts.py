@@ -30,6 +30,7 @@ WIDE_OUTPUT = "--make-vocab-size-divisible-by=65536"
 PROJECTOR_ONLY = "--mm-tunable-parts=mm_mlp_adapter"
 # The alignment loss, heavy enough to be seen beside the text's.
 ALIGN = (PROJECTOR_ONLY, "--align-loss-coeff=3e3")
+FP16 = ("--fp16", "--initial-loss-scale=256", "--accumulate-allreduce-grads-in-fp32")
 LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
 # Learned rows that the starting checkpoint lacks.
 IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embedding")
@@ -201,6 +202,10 @@ ROWS = [
     always("--bf16", cp=2, tp=2, dp=2, sp=True, **OVERLAPPED),
     row("--bf16", "--grad-reduce-in-bf16", dp=2, **OVERLAPPED),
     row("--bf16", model="tied", tp=2, pp=2, sp=True),
+    # float16.
+    row(*FP16, tp=2, sp=True),
+    row(*FP16, pp=2, dp=2, **OVERLAPPED),
+    row(*FP16, *ALIGN, "--align-loss-coeff=3", cp=2, pp=2),
 ]
 
 
@@ -240,7 +245,7 @@ def test_a_layout_equals_one_rank(pool, setup, one_rank, entry):
     expected = one_rank(*flags, model=entry.model, batch=8)
     arguments = setup.arguments(*flags, *entry.layout.flags, model=entry.model, batch=8)
     results = pool.run(train, arguments, world_size=entry.layout.world_size, with_shards=True)
-    tolerance = 2e-2 if "--bf16" in entry.flags else 1e-4
+    tolerance = 2e-2 if {"--bf16", "--fp16"} & set(entry.flags) else 1e-4
     assert_same_steps(results[0]["steps"], expected["steps"], tolerance)
     assert_same_parameters([rank["shards"] for rank in results], expected["shards"], tolerance)
 

@@ -17,6 +17,11 @@ VARIANTS = {
     "one-rank-module-rates": (1, MODULE_RATES),
     "one-rank-distributed-optimizer": (1, [*DISTRIBUTED, *MODULE_RATES]),
     "dp2-overlaps-bf16": (2, ["--bf16", *OVERLAPS, *MODULE_RATES]),
+    # Two good steps double the scale: one of the first three is counted on.
+    "dp2-overlaps-fp16": (
+        2,
+        ["--fp16", "--initial-loss-scale=64", "--loss-scale-window=2", *OVERLAPS],
+    ),
     "pp2-vpp2-overlaps-async": (
         2,
         [*PIPELINE, "--num-layers-per-virtual-pipeline-stage=1", *OVERLAPS, "--async-save"],
@@ -75,6 +80,18 @@ def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path, variant):
         pairs = zip(expected[rank]["shards"], resumed[rank]["shards"], strict=True)
         for wanted, found in pairs:
             assert np.array_equal(wanted.array, found.array), wanted.key
+
+
+def test_a_scale_that_has_not_settled_goes_on_falling(pool, setup, tmp_path):
+    """Saved while every step so far overflowed, so that Adam has no state yet."""
+    arguments = setup.arguments("--fp16", "--max-skipped-steps=0", *PIPELINE, steps=6)
+    steps = start(pool, arguments, tmp_path, 2)
+    resumed = pool.run(train, [*arguments, *saving(tmp_path)], world_size=2)[0]
+    steps += resumed["steps"]
+    # The second overflow is the first that --hysteresis 2 heeds.
+    assert [step["loss scale"] for step in steps] == [2.0**n for n in (32, 31, 30, 29, 28, 27)]
+    assert [step["skipped steps"] for step in steps] == [0] * 6
+    assert sum("overflows at a loss scale" in text for text in resumed["messages"]) == 3
 
 
 def test_module_rates_come_back_to_their_modules(pool, setup, tmp_path):
