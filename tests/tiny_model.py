@@ -21,6 +21,7 @@ from megatron_llava.vision.settings import image_settings
 
 VOCAB_SIZE = 150
 TILE, PATCH = 28, 14
+TOLERANCE = 1e-5
 
 _FIELDS: dict[str, Any] = {
     "device": "cpu",
@@ -138,3 +139,30 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     norm = expected.double().norm()
     assert norm > 0, "nothing to compare with"
     return float((found.double() - expected.double()).norm() / norm)
+
+
+def sum_of_samples(
+    model: LlavaModel, config: RunConfig, samples: Sequence[Sample]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Losses of all samples one behind the other, and the sum of their gradients."""
+    runs = [losses_and_gradients(model, pack(config, [sample])) for sample in samples]
+    names = runs[0][1]
+    return torch.cat([losses for losses, _ in runs]), {
+        name: torch.stack([gradients[name] for _, gradients in runs]).sum(0) for name in names
+    }
+
+
+def assert_equal_runs(found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    """Losses and gradients are near."""
+    assert found[0].shape == expected[0].shape
+    assert relative_difference(found[0], expected[0]) < tolerance
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        assert relative_difference(found[1][name], gradient) < tolerance, name
+
+
+def assert_bitwise(found: Any, expected: Any) -> None:
+    """Losses and gradients are the same."""
+    assert torch.equal(found[0], expected[0])
+    for name, gradient in expected[1].items():
+        assert gradient is not None and torch.equal(found[1][name], gradient), name

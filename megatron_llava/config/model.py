@@ -137,6 +137,13 @@ class VisionConfig:
         from_checkpoint="fixed",
     )
 
+    cross_image_attention: bool = flag(
+        False,
+        "An attention behind the projector over all image features of a sample, which changes "
+        "nothing at first",
+        from_checkpoint="overridable",
+    )
+
     @property
     def built_layers(self) -> int | None:
         """Encoder layers up to the selected hidden state.

@@ -77,6 +77,8 @@ def check_vision(config: RunConfig) -> None:
                 f"{tensor_flag} that divides {number}, or --vision-parallel data"
             )
     parse_projector_type(vision.mm_projector_type)
+    if vision.cross_image_attention:
+        _check_cross_image_attention(config)
     check_divisible(
         "--hidden-size of the projector",
         known(config.language.hidden_size),
@@ -95,6 +97,32 @@ def check_vision(config: RunConfig) -> None:
             f"--mm-vision-select-layer {selected} lies before the first of --vision-num-layers "
             f"{layers}: give -1 to {-layers}"
         )
+
+
+def _check_cross_image_attention(config: RunConfig) -> None:
+    """All image features of a sample are on each rank, in heads of equal width."""
+    flag, parallel = "--cross-image-attention", config.parallel
+    if parallel.context_parallel_size > 1:
+        raise ValueError(
+            f"{flag} sees all images of a sample, which --context-parallel-size "
+            f"{parallel.context_parallel_size} spreads over ranks: give 1, or drop it"
+        )
+    if parallel.shares_views:
+        raise ValueError(
+            f"{flag} sees all images of a sample, of which --vision-parallel data gives a rank "
+            "the features that it places: give --vision-parallel tensor, or drop it"
+        )
+    if config.lora.adapts:
+        raise ValueError(
+            f"{flag} with --lora-rank {config.lora.lora_rank}: exported adapters have no place for "
+            "it; drop one of them"
+        )
+    check_divisible(
+        f"{flag}: --hidden-size",
+        known(config.language.hidden_size),
+        "--num-attention-heads",
+        known(config.language.num_attention_heads),
+    )
 
 
 def check_data_parallel(config: RunConfig) -> None:

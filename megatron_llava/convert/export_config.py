@@ -28,6 +28,7 @@ FIXED_IN_LLAVA = {
     "image_separator": False,
     "image_start_end": False,
     "tile_position_embedding": False,
+    "cross_image_attention": False,
 }
 _ANYRES = FIXED_IN_LLAVA | {
     "mm_patch_merge_type": "spatial_unpad",

@@ -134,6 +134,7 @@ def collate(
         num_samples=len(samples),
         num_images=len(visuals),
         num_views=num_views,
+        sample_views=_views_of_samples(samples, views),
         num_rows=num_rows,
         attended=int((sample_rows**2).sum()),
         num_loss_rows=int(np.count_nonzero(has_loss)),
@@ -187,6 +188,13 @@ def _count(
         ends = np.cumsum([len(sample.image_sizes) for sample in samples])
         source = samples[int(np.searchsorted(ends, error.visual, side="right"))].source
         raise ValueError(f"{source}: {error}") from error
+
+
+def _views_of_samples(samples: Sequence[Sample], views: NDArray[np.int64]) -> tuple[int, ...]:
+    """[num_samples], the views of all images of each sample."""
+    ends = np.cumsum([len(sample.image_sizes) for sample in samples], dtype=np.int64)
+    totals = np.concatenate(([0], np.cumsum(views)))
+    return tuple(np.diff(totals[ends], prepend=0).tolist())
 
 
 def _positions(

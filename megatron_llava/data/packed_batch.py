@@ -98,6 +98,9 @@ class PackedBatch:
     num_views: int
     """V: 0 where the pack has no image."""
 
+    sample_views: tuple[int, ...]
+    """[num_samples], views of each sample of the whole pack."""
+
     num_rows: int
     """Positions before padding."""
 
@@ -153,6 +156,7 @@ class TensorBatch:
     num_samples: int
     num_images: int
     num_views: int
+    sample_views: tuple[int, ...]
     num_rows: int
     attended: int
     num_loss_rows: int

@@ -136,7 +136,7 @@ def _generate_pack(
             with_pixels=features_FH is None,
         ).to_torch(device)
         if features_FH is None:
-            features_FH = model.encode_images(batch.tiles)
+            features_FH = model.visual_features(batch)
         hidden = model.decode(batch, features_FH)
         last_rows = batch.cu_seqlens[1 : len(prompts) + 1].long() - 1
         logits = tensor_parallel.gather_from_tensor_model_parallel_region(

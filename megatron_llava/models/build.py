@@ -16,6 +16,7 @@ from megatron_llava.models.core_config import (
     vision_transformer_config,
 )
 from megatron_llava.models.fp8_layers import connect_scales
+from megatron_llava.models.image_attention import CrossImageAttention
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.models.projector import build_projector
 from megatron_llava.models.specs import language_block_spec
@@ -63,7 +64,7 @@ def build_llava_model(
         vp_stage=vp_stage,
     )
     draw_adapters(language_model.decoder.layers, config.training.seed)
-    vision_model = vision_projection = None
+    vision_model = vision_projection = cross_image_attention = None
     if pre_process:
         vision_core = vision_transformer_config(config)
         vision_model = VisionTower(
@@ -77,6 +78,8 @@ def build_llava_model(
             vision_core.hidden_size,
             parse_projector_type(config.vision.mm_projector_type),
         )
+        if config.vision.cross_image_attention:
+            cross_image_attention = CrossImageAttention(projector_transformer_config(config))
     return LlavaModel(
         core,
         language_model,
@@ -87,6 +90,7 @@ def build_llava_model(
         _view_group(config.parallel),
         _fp8_scales(config.precision, language_model) if config.precision.fp8_emulation else None,
         _alignment(config),
+        cross_image_attention,
     )
 
 

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
 from megatron_llava.models.alignment import AlignmentLoss
+from megatron_llava.models.image_attention import CrossImageAttention
 from megatron_llava.models.image_rows import add_image_rows, position_rows, special_rows
 from megatron_llava.models.projector import DeepProjector, Projector
 from megatron_llava.models.specs import PackedSequences
@@ -49,6 +50,7 @@ class LlavaModel(MegatronModule):
         view_group: the ranks that share the views of a pack, None where each has all of its packs.
         fp8_scales: of the decoder's linears, with emulated FP8 and delayed scaling.
         alignment: the loss that stage 1 may add while training, None without one.
+        cross_image_attention: what --cross-image-attention adds, None elsewhere and without it.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LlavaModel(MegatronModule):
         view_group: dist.ProcessGroup | None = None,
         fp8_scales: DelayedScales | None = None,
         alignment: AlignmentLoss | None = None,
+        cross_image_attention: CrossImageAttention | None = None,
     ) -> None:
         super().__init__(config=config)
         self.language_model = language_model
@@ -84,6 +87,8 @@ class LlavaModel(MegatronModule):
             table = pixel_table(settings.image_mean, settings.image_std, config.params_dtype)
             self.register_buffer("pixel_table", table, persistent=False)
             self.vision_projection = vision_projection
+            if cross_image_attention is not None:
+                self.cross_image_attention = cross_image_attention
             add_image_rows(self, settings, config.hidden_size, config.params_dtype)
         if self.post_process:
             # Rows are gathered before the few that carry a loss are picked, not by the output
@@ -124,14 +129,24 @@ class LlavaModel(MegatronModule):
             )
         return self.vision_projection(features_FD)
 
+    def visual_features(self, batch: TensorBatch) -> torch.Tensor:
+        """The feature rows [F, H] that ``visual_pack`` takes: encoded, projected, and where the
+        model does so, having seen the other images of their sample."""
+        features_FH = self.encode_images(batch.tiles, batch.exchange)
+        attention = getattr(self, "cross_image_attention", None)
+        if attention is None:
+            return features_FH
+        tokens = len(features_FH) // max(batch.num_views, 1)
+        return attention(features_FH, [views * tokens for views in batch.sample_views if views])
+
     def embed(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """The input rows of the decoder [R, 1, H]: text embeddings and visual features, packed.
 
         Args:
-            features_FH: what ``encode_images`` gave for the batch's tiles, if that was done before.
+            features_FH: what ``visual_features`` gave for the batch, if that was done before.
         """
         if features_FH is None:
-            features_FH = self.encode_images(batch.tiles, batch.exchange)
+            features_FH = self.visual_features(batch)
         text_NH = self.language_model.embedding.word_embeddings(batch.token_ids[None])[0]
         packed_RH = visual_pack(
             features_FH,

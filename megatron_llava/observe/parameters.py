@@ -10,6 +10,7 @@ from megatron_llava.config.lora import targeted_parts
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.training import CROSS_IMAGE_ATTENTION
 from megatron_llava.vision.settings import image_settings
 
 
@@ -34,6 +35,7 @@ def part_parameters(config: RunConfig, *, layers: int, first: bool, last: bool) 
     found = list(_language(config, layers, first, last))
     if first:
         found = [*_image_rows(config), *found, *_tower(config), *_projector(config)]
+        found += _cross_image_attention(config)
     return found
 
 
@@ -131,6 +133,16 @@ def _projector(config: RunConfig) -> Iterator[Parameter]:
     for number in range(1, shape.blocks + 1):
         yield from _with_bias(f"{prefix}block_{number}.norm", hidden, hidden)
         yield from _mlp(f"{prefix}block_{number}.mlp.", hidden, share, hidden)
+
+
+def _cross_image_attention(config: RunConfig) -> Iterator[Parameter]:
+    if not config.vision.cross_image_attention:
+        return
+    hidden = known(config.language.hidden_size)
+    share = hidden // config.parallel.tensor_model_parallel_size
+    yield from _with_bias(f"{CROSS_IMAGE_ATTENTION}.norm", hidden, hidden)
+    yield from _with_bias(f"{CROSS_IMAGE_ATTENTION}.linear_qkv", 3 * share * hidden, 3 * share)
+    yield from _with_bias(f"{CROSS_IMAGE_ATTENTION}.linear_proj", share * hidden, hidden)
 
 
 def _mlp(prefix: str, width: int, share: int, hidden: int) -> Iterator[Parameter]:

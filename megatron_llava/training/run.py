@@ -17,6 +17,7 @@ from megatron_llava.convert.hf_start import load_hf_weights
 from megatron_llava.data.sampled_packs import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule
 from megatron_llava.data.store import SampleStore
+from megatron_llava.models.image_attention import OPTIONAL_WEIGHTS
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.ops.operators import plain_torch_remark
@@ -201,10 +202,11 @@ def _load_weights(
     base = adapted_checkpoint(config)
     whole = start if base is None else base
     if whole is not None:
+        may_lack = OPTIONAL_ROWS + OPTIONAL_WEIGHTS
         if whole[1] == HF:
-            fresh = load_hf_weights(whole[0], models, may_lack=OPTIONAL_ROWS)
+            fresh = load_hf_weights(whole[0], models, may_lack=may_lack)
         else:
-            fresh = load_weights(*whole, models, fully_parallel=parallel, may_lack=OPTIONAL_ROWS)
+            fresh = load_weights(*whole, models, fully_parallel=parallel, may_lack=may_lack)
         if fresh:
             reporter.message(f"{whole[0]} has no {', '.join(fresh)}: starts with new values")
     if start is not None and start != whole:

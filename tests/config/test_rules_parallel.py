@@ -162,3 +162,20 @@ def test_layers_of_stages(make_config):
     changes = {**PP4, "decoder_first_pipeline_num_layers": 1, "decoder_last_pipeline_num_layers": 3}
     assert layers_of_stages(make_config(**changes)) == [1, 2, 2, 3]
     assert layers_of_stages(make_config(**PP4)) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"context_parallel_size": 2}, "--cross-image-attention|--context-parallel-size 2"),
+        (
+            {"tensor_model_parallel_size": 2, "vision_parallel": "data"},
+            "--cross-image-attention|--vision-parallel data",
+        ),
+        ({"lora_rank": 4}, "--cross-image-attention|--lora-rank 4"),
+    ],
+)
+def test_all_images_of_a_sample_are_on_a_rank(make_config, changes, parts):
+    with pytest.raises(ValueError) as caught:
+        validate(make_config(cross_image_attention=True, **changes), 2)
+    assert all(part in str(caught.value) for part in parts.split("|")), caught.value

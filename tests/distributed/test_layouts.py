@@ -34,6 +34,7 @@ FP16 = ("--fp16", "--initial-loss-scale=256", "--accumulate-allreduce-grads-in-f
 LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
 # Learned rows that the starting checkpoint lacks.
 IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embedding")
+CROSS_IMAGE = "--cross-image-attention"
 BLOCKS = {"recompute": "block", "recompute_vision": True}
 # Adapters: the embedding, and with it the input of the first layer, does not learn.
 LORA = ("--lora-rank=4", "--lora-alpha=16", "--lora-dropout=0")
@@ -179,6 +180,10 @@ ROWS = [
     always(*IMAGE_ROWS, cp=2, tp=2, sp=True, vision="data"),
     row(*IMAGE_ROWS, pp=2, dp=2, **OVERLAPPED),
     row("--tile-position-embedding", cp=2, dp=2),
+    # Attention between the images of a sample.
+    always(CROSS_IMAGE, tp=2, pp=2),
+    row(CROSS_IMAGE, tp=4, sp=True, dp=2, **OVERLAPPED),
+    row(CROSS_IMAGE, PROJECTOR_ONLY, pp=2, dp=2, vpp_layers=1, **OVERLAPPED),
     # Adapters; four ranks split the rows of a key-value group.
     row(*LORA, tp=2),
     row(*LORA, pp=2),

@@ -70,7 +70,9 @@ def test_answers_do_not_depend_on_what_shares_a_pack(pair, questions, answers, r
 @pytest.mark.parametrize(("rows_per_pack", "packs"), [(1, 7), (10**6, 1)])
 def test_a_pack_encodes_its_images_once(pair, questions, monkeypatch, rows_per_pack, packs):
     calls, original = [], pair.model.encode_images
-    monkeypatch.setattr(pair.model, "encode_images", lambda t: calls.append(len(t)) or original(t))
+    monkeypatch.setattr(
+        pair.model, "encode_images", lambda t, e: calls.append(len(t)) or original(t, e)
+    )
     generate(pair, questions, rows_per_pack=rows_per_pack)
     assert len(calls) == packs
 

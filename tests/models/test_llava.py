@@ -1,11 +1,15 @@
 import pytest
 import torch
 from tiny_model import (
+    TOLERANCE,
     VOCAB_SIZE,
+    assert_bitwise,
+    assert_equal_runs,
     losses_and_gradients,
     mixed_samples,
     pack,
     relative_difference,
+    sum_of_samples,
     tiny_config,
     tiny_model,
     tiny_sample,
@@ -19,7 +23,6 @@ from megatron_llava.vision.tile_positions import view_positions
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
-TOLERANCE = 1e-5
 KINDS = {
     "qwen2-clip": {},
     "llama-siglip-tied": {
@@ -30,29 +33,6 @@ KINDS = {
     },
 }
 PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
-
-
-def sum_of_samples(model, config, samples):
-    """Losses of all samples one behind the other, and the sum of their gradients."""
-    runs = [losses_and_gradients(model, pack(config, [sample])) for sample in samples]
-    names = runs[0][1]
-    return torch.cat([losses for losses, _ in runs]), {
-        name: torch.stack([gradients[name] for _, gradients in runs]).sum(0) for name in names
-    }
-
-
-def assert_equal_runs(found, expected, tolerance=TOLERANCE):
-    assert found[0].shape == expected[0].shape
-    assert relative_difference(found[0], expected[0]) < tolerance
-    assert found[1].keys() == expected[1].keys()
-    for name, gradient in expected[1].items():
-        assert relative_difference(found[1][name], gradient) < tolerance, name
-
-
-def assert_bitwise(found, expected):
-    assert torch.equal(found[0], expected[0])
-    for name, gradient in expected[1].items():
-        assert gradient is not None and torch.equal(found[1][name], gradient), name
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
