@@ -11,7 +11,7 @@ from megatron_llava.config.fields import FieldSpec
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
 from megatron_llava.observe.model_card import count_text, part_sizes, trainable_module
 from megatron_llava.observe.report_scale import number_text
-from megatron_llava.observe.run_log import LOSS, RunLog, total
+from megatron_llava.observe.run_log import LOSSES, RunLog, total
 
 _VALID_LOSS = "valid loss"
 # From here on a total is told with a letter.
@@ -47,7 +47,7 @@ def _progress(log: RunLog, config: RunConfig | None) -> Iterator[tuple[str, str,
 
 
 def _losses(log: RunLog) -> Iterator[tuple[str, str, str]]:
-    for name in (LOSS, _VALID_LOSS):
+    for name in (*LOSSES, _VALID_LOSS):
         values = {step: v for step, v in log.columns.get(name, {}).items() if v is not None}
         if not values:
             continue
