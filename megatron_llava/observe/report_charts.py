@@ -34,6 +34,9 @@ _TELLING = {
     "data wait %": "of the time, spent waiting for batches; the slowest rank",
     "memory GiB": "of the first rank: highest so far on a GPU, resident on a CPU",
     "s/step": "seconds without evaluations and saves",
+    "TFLOP/s/rank": "of the model without recomputation",
+    "MFU and HFU %": "of the peak, without and with recomputation",
+    "time %": "of the time of all ranks together",
     "eta s": "seconds that were left",
     "skipped steps": "steps whose loss or gradient was not finite, so far",
 }
@@ -54,20 +57,27 @@ class Chart:
 
 
 def charts_of(log: RunLog) -> list[Chart]:
-    """The losses together, the learning rates together, the shares of time together, then each
-    other column by itself; no column is left out."""
-    losses, rates, times, others = {}, {}, {}, []
+    """The losses and the learning rates, then the other columns in their order, those of one
+    quantity together; no column is left out."""
+    charts: dict[str, dict[str, Values]] = {"loss": {}, "learning rate": {}}
     for name, values in log.columns.items():
-        if name.endswith(" loss"):
-            losses[name] = values
-        elif name == "lr" or name.startswith("lr "):
-            rates[name] = values
-        elif name.startswith("time % "):
-            times[name] = values
-        else:
-            others.append(Chart(name, name, {name: values}))
-    together = (("loss", losses), ("learning rate", rates), ("time %", times))
-    return [*(Chart(title, title, series) for title, series in together if series), *others]
+        charts.setdefault(_quantity(name), {})[name] = values
+    return [Chart(title, title, series) for title, series in charts.items() if series]
+
+
+def _quantity(name: str) -> str:
+    """What a column shares a chart by: alone, its own name."""
+    if name.endswith(" loss"):
+        return "loss"
+    if name == "lr" or name.startswith("lr "):
+        return "learning rate"
+    if name.startswith("time ") and name.endswith(" %"):
+        return "time %"
+    if name in ("MFU %", "HFU %"):
+        return "MFU and HFU %"
+    # Over the ranks: minimum, median and maximum.
+    quantity, _, statistic = name.rpartition(" ")
+    return quantity if statistic in ("min", "median", "max") else name
 
 
 def chart_figure(chart: Chart, log: RunLog) -> str:

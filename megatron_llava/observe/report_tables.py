@@ -61,7 +61,7 @@ def _losses(log: RunLog) -> Iterator[tuple[str, str, str]]:
 
 
 def _speeds(log: RunLog) -> Iterator[tuple[str, str, str]]:
-    for name in ("tokens/s", "images/s", "samples/s", "s/step"):
+    for name in ("tokens/s", "images/s", "samples/s", "s/step", "MFU %"):
         values = log.finite(name)
         if values:
             note = f"{number_text(min(values))} to {number_text(max(values))}"

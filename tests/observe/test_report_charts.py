@@ -78,18 +78,26 @@ def test_numbers_have_four_digits(value, shown):
 
 
 def test_every_column_is_in_a_chart(tmp_path):
-    more = {"lr": 1e-3, "lr x0.2": 2e-4, "MFU %": 41.0, "time % vision": 20.0, "time % data": 3.0}
-    rows = [start(0), line(1, **more), line(2, **more), {"iteration": 2, "valid loss": 1.5}]
+    more = {"lr": 1e-3, "lr x0.2": 2e-4, "MFU %": 41.0, "time vision %": 20.0, "HFU %": 47.0}
+    more |= {"time data %": 3.0, "data s/step min": 0.1, "data s/step max": 0.2, "new": 1}
+    rows = [
+        start(0),
+        line(1, **more),
+        line(2, **more, host="a"),
+        {"iteration": 2, "valid loss": 1.5},
+    ]
     charts = charts_of(read_log(write_jsonl(tmp_path / "log.jsonl", rows)))
     assert [(chart.title, [*chart.series]) for chart in charts] == [
         ("loss", ["lm loss", "valid loss"]),
         ("learning rate", ["lr", "lr x0.2"]),
-        ("time %", ["time % vision", "time % data"]),
         ("tokens/s", ["tokens/s"]),
         ("samples/s", ["samples/s"]),
         ("s/step", ["s/step"]),
         ("skipped steps", ["skipped steps"]),
-        ("MFU %", ["MFU %"]),
+        ("MFU and HFU %", ["MFU %", "HFU %"]),
+        ("time %", ["time vision %", "time data %"]),
+        ("data s/step", ["data s/step min", "data s/step max"]),
+        ("new", ["new"]),
     ]
 
 
