@@ -139,9 +139,10 @@ def main(arguments: Sequence[str]) -> None:
     at = list(arguments).index("megatron_llava.train")
     ranks, config = ranks_of(arguments[:at]), parse_args(arguments[at + 1 :])
     try:
-        if config.checkpoint.model is None:
+        if config.checkpoint.model is not None:
+            config = fill_named_model(config, config.checkpoint.model)
+        elif config.get("num_layers") is None:
             raise ValueError("--model is not given, and no checkpoint is read here: add it")
-        config = fill_named_model(config, config.checkpoint.model)
         config = config.with_values({"device": "cuda"}, "default")
         validate(config, ranks)
         lines = [*layout(config, ranks), *schedule(config, ranks), *estimate(config, ranks)]

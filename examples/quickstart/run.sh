@@ -6,11 +6,15 @@
 #   bash examples/quickstart/run.sh [--fresh] [--output DIR] [--train-iters N] [--train N] [--valid N]
 #
 # Finished steps are skipped on a second run, and an interrupted training goes on from its last
-# checkpoint. --fresh starts over.
+# checkpoint. --fresh starts over. DRY_RUN=1 prints the commands and what training comes to, and
+# touches nothing; TOY=1 trains 4 steps on 240 questions, below TOY_OUT (examples/out).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 output=out train_questions=20000 valid_questions=600 train_iters=600 fresh=no
+if [ "${TOY:-}" = 1 ]; then
+    output="${TOY_OUT:-examples/out}/quickstart" train_questions=240 valid_questions=20 train_iters=4
+fi
 while [ $# -gt 0 ]; do
     case "$1" in
         --fresh) fresh=yes; shift ;;
@@ -21,6 +25,16 @@ while [ $# -gt 0 ]; do
         *) echo "run.sh: unknown argument $1; see the head of the file" >&2; exit 2 ;;
     esac
 done
+if [ "${DRY_RUN:-}" = 1 ]; then
+    . examples/toy.sh
+    # The sizes are those of the checkpoint, which is not there yet.
+    torchrun() {
+        show torchrun "$@"
+        command python examples/dry_run.py "$@" --config examples/quickstart/model.yaml
+    }
+    rm() { :; }
+    mkdir() { :; }
+fi
 [ "$fresh" = no ] || rm -rf "$output"
 mkdir -p "$output/done" "$output/log"
 settings="train $train_questions, valid $valid_questions, train-iters $train_iters"
@@ -28,13 +42,18 @@ if [ "$(cat "$output/settings" 2>/dev/null || echo "$settings")" != "$settings" 
     echo "run.sh: $output was made with $(cat "$output/settings"), not $settings; use --fresh" >&2
     exit 2
 fi
-echo "$settings" > "$output/settings"
+[ "${DRY_RUN:-}" = 1 ] || echo "$settings" > "$output/settings"
 
 started=$SECONDS number=0 steps=9
 step() { # NAME DESCRIPTION COMMAND...
     local name="$1" description="$2" began=$SECONDS
     shift 2
     number=$((number + 1))
+    if [ "${DRY_RUN:-}" = 1 ]; then
+        echo "[$number/$steps] $description"
+        "$@"
+        return
+    fi
     if [ -e "$output/done/$name" ]; then
         echo "[$number/$steps] $description: done before"
         return
@@ -94,7 +113,7 @@ train() {
         --train-iters "$train_iters" \
         --lr 1.5e-3 \
         --lr-decay-style cosine \
-        --lr-warmup-iters 40 \
+        --lr-warmup-iters $((train_iters / 15)) \
         --min-lr 3e-5 \
         --weight-decay 0.01 \
         --adam-beta2 0.98 \
@@ -154,10 +173,12 @@ report() {
         --overwrite
 }
 
-echo "[0/$steps] install (a virtual environment in .venv, unless one is active)"
-# shellcheck source=/dev/null
-. tools/bootstrap.sh
-echo "[0/$steps] took $SECONDS s"
+if [ "${DRY_RUN:-}" != 1 ]; then
+    echo "[0/$steps] install (a virtual environment in .venv, unless one is active)"
+    # shellcheck source=/dev/null
+    . tools/bootstrap.sh
+    echo "[0/$steps] took $SECONDS s"
+fi
 step data "draw $train_questions training and $valid_questions held-out questions" \
     python examples/quickstart/render_dataset.py --output "$output/data" \
     --train "$train_questions" --valid "$valid_questions" --seed 0
@@ -169,4 +190,4 @@ step evaluate "answer the held-out questions, with and without the images" evalu
 step export "export to Hugging Face" export_hf
 step compare "ask transformers the same questions from the exported folder" compare_hf
 step report "write the report" report
-echo "finished in $((SECONDS - started)) s: $output/report.html"
+[ "${DRY_RUN:-}" = 1 ] || echo "finished in $((SECONDS - started)) s: $output/report.html"

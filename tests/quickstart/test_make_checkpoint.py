@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
+from megatron_llava.config.yaml_file import field_values, read_yaml_mapping
+from megatron_llava.convert.hf_start import hf_model_fields
+
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 SPEC = importlib.util.spec_from_file_location("make_checkpoint", QUICKSTART / "make_checkpoint.py")
 assert SPEC is not None and SPEC.loader is not None
@@ -55,6 +58,13 @@ def test_words_of_the_data_are_one_token_each(folder: Path) -> None:
     assert len(tokenizer.tokenize("You are a helpful assistant.")) == 6
     text = "any other text, even \u00e4\u4f60"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_dry_run_knows_its_sizes(folder: Path) -> None:
+    said = field_values(read_yaml_mapping(str(QUICKSTART / "model.yaml")), "model.yaml")
+    made, _ = hf_model_fields(folder)
+    del made["vocab_size"]  # that of the words in the pictures' questions
+    assert {name: said[name] for name in made} == made
 
 
 def test_folder_loads_and_generates(folder: Path) -> None:
