@@ -12,12 +12,16 @@ With sequence parallelism each of these is a reduce-scatter, paired with an all-
 on the other side of the products; where the weights learn, the backward gathers the two inputs
 again. Where there are fewer key/value heads than ranks, the fused [R, Q] b is gathered in the
 forward and its gradient scattered in the backward.
+Beside linears with adapters of rank r go what their factors exchange, for p adapted parts: of
+column-parallel ones the backward all-reduces [R, p r] b, of row-parallel ones the forward does [R,
+r] b; with sequence parallelism the former are gathered and their gradients scattered, and the
+latter the other way round.
 A layer of the tower: the same two and two with [E, D] b, never with sequence parallelism.
 The projector: [P, H] b forward, [P, D] b backward. The embedding: [N, H] b forward.
 The output layer: [L, H] b backward, and three times L float32 for the softmax. With sequence
 parallelism [R, H] b is gathered before it, and in the backward of the embedding.
-Once a step, in the gradients' type: the norms that saw a share of the rows (sequence parallelism)
-and the whole tower (``--vision-parallel data``) are all-reduced.
+Once a step, in the gradients' type: the norms and factors of adapters that saw a share of the rows
+(sequence parallelism) and the whole tower (``--vision-parallel data``) are all-reduced.
 
 Context parallelism, a decoder layer: all-to-alls of [R, n + 2 lcm(k, c), d] b and [R, n, d] b, for
 n query and k key/value heads of width d on a rank, and the same backward. Ranks that share views
@@ -36,15 +40,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 
+from megatron_llava.config.lora import PARTS, targeted_parts
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.training import part_of
 from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
 from megatron_llava.observe.microbatch_sizes import MicrobatchSizes
 from megatron_llava.observe.parameters import Parameter, part_parameters
-from megatron_llava.observe.parts import Part, parts_of_rank
+from megatron_llava.observe.parts import Part
+from megatron_llava.observe.rank_settings import RankSettings
 from megatron_llava.observe.traffic_kinds import (
     CONTEXT,
     DATA,
@@ -73,9 +77,10 @@ def communication(
             and, on the last one, the rows with a loss only.
         pipeline_rank: the stage of the rank.
     """
-    assert not config.lora.adapts, "what adapters send is not predicted"
     assert config.parallel.context_exchange == "a2a" or config.parallel.context_parallel_size == 1
-    rank = _Rank(config, config.data_parallel_size(world_size), pipeline_rank)
+    rank = RankSettings(config, config.data_parallel_size(world_size), pipeline_rank)
+    # Else the first layer's input has no gradient, and less is sent.
+    assert not config.lora.adapts or rank.something_learns_before_the_layers
     payload: Counter[Kind] = Counter()
     for sizes in microbatches:
         for part in rank.parts:
@@ -90,59 +95,19 @@ def communication(
     return {kind: total for kind, total in sorted(sent.items()) if total}
 
 
-class _Rank:
-    """What the formulas need of the settings."""
-
-    def __init__(self, config: RunConfig, data_ranks: int, pipeline_rank: int) -> None:
-        self.config, parallel = config, config.parallel
-        self.tensor = parallel.tensor_model_parallel_size
-        self.context = parallel.context_parallel_size
-        stages = parallel.pipeline_model_parallel_size
-        whole = parallel.vision_parallel == "data"
-        self.ranks = {
-            TENSOR: self.tensor,
-            CONTEXT: self.context,
-            VIEWS: self.context * (self.tensor if whole else 1),
-            PIPELINE: stages,
-            DATA: data_ranks * self.context,
-            EMBEDDING: 2 if stages > 1 else 1,
-        }
-        self.parts = parts_of_rank(config, pipeline_rank)
-        self.tower_is_split = self.tensor > 1 and not whole
-        self.tower_is_whole = self.tensor > 1 and whole
-        self.data_ranks = data_ranks
-        self.hidden = known(config.language.hidden_size)
-        self.width = known(config.vision.vision_hidden_size)
-        self.activation = 2 if config.precision.is_half else 4
-        self.gradient = 4 if config.precision.reduce_grads_in_fp32 else self.activation
-
-    def learns(self, part: str) -> bool:
-        return part in self.config.training.mm_tunable_parts
-
-    @cached_property
-    def recompute(self) -> str | None:
-        return self.config.recompute.granularity
-
-    def recomputed(self, layers: int) -> int:
-        """How many of the layers of a part run their whole forward again."""
-        if self.recompute != "full":
-            return 0
-        uniform = self.config.recompute.recompute_method == "uniform"
-        return layers if uniform else min(layers, known(self.config.recompute.recompute_num_layers))
-
-
-def _layers(rank: _Rank, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
+def _layers(rank: RankSettings, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Decoder layers; all of them have a backward, for something learns before or in them."""
     payload: Counter[Kind] = Counter()
     again = rank.recomputed(part.layers)
     forwards, backwards = part.layers + again, part.layers
     rows = sizes.rows * rank.hidden * rank.activation
     if rank.tensor > 1 and rank.config.parallel.sequence_parallel:
-        inputs_again = 2 * backwards * rank.learns("mm_language_model")
+        inputs_again = 2 * backwards * rank.language_learns
         payload[TENSOR, "all-gather"] = (2 * forwards + 2 * backwards + inputs_again) * rows
         payload[TENSOR, "reduce-scatter"] = (2 * forwards + 2 * backwards) * rows
     elif rank.tensor > 1:
         payload[TENSOR, "all-reduce"] = (2 * forwards + 2 * backwards) * rows
+    payload.update(_adapters(rank, sizes, forwards, backwards))
     language = rank.config.language
     head, groups = known(language.head_width), known(language.query_groups)
     heads = known(language.num_attention_heads)
@@ -160,7 +125,28 @@ def _layers(rank: _Rank, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     return payload
 
 
-def _pipeline(rank: _Rank, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
+def _adapters(
+    rank: RankSettings, sizes: MicrobatchSizes, forwards: int, backwards: int
+) -> Counter[Kind]:
+    """What the adapters of so many layers send, products of rank-wide factors."""
+    lora = rank.config.lora
+    if not lora.adapts or rank.tensor == 1:
+        return Counter()
+    each = sizes.rows * lora.lora_rank * rank.activation
+    parts = {linear: len(targeted_parts(linear, lora.lora_target_modules)) for linear in PARTS}
+    column = each * (parts["linear_qkv"] + parts["linear_fc1"])
+    row = each * (parts["linear_proj"] + parts["linear_fc2"])
+    if not rank.config.parallel.sequence_parallel:
+        return Counter({(TENSOR, "all-reduce"): backwards * column + forwards * row})
+    return Counter(
+        {
+            (TENSOR, "all-gather"): forwards * column + backwards * row,
+            (TENSOR, "reduce-scatter"): backwards * column + forwards * row,
+        }
+    )
+
+
+def _pipeline(rank: RankSettings, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Activations to the part after this one, gradients to the one before."""
     if rank.ranks[PIPELINE] == 1:
         return Counter()
@@ -169,7 +155,7 @@ def _pipeline(rank: _Rank, part: Part, sizes: MicrobatchSizes) -> Counter[Kind]:
     return Counter({(PIPELINE, "send"): rows * ((not part.last) + (not part.first))})
 
 
-def _first_stage(rank: _Rank, sizes: MicrobatchSizes) -> Counter[Kind]:
+def _first_stage(rank: RankSettings, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Tiles, tower, exchange of features, projector and embedding."""
     payload: Counter[Kind] = Counter()
     tower, adapter = rank.learns("mm_vision_tower"), rank.learns("mm_mlp_adapter")
@@ -193,7 +179,7 @@ def _first_stage(rank: _Rank, sizes: MicrobatchSizes) -> Counter[Kind]:
     return payload
 
 
-def _tower(rank: _Rank, sizes: MicrobatchSizes) -> int:
+def _tower(rank: RankSettings, sizes: MicrobatchSizes) -> int:
     """Elements that the layers of a split tower all-reduce."""
     vision = rank.config.vision
     patches = (known(vision.vision_image_size) // known(vision.vision_patch_size)) ** 2
@@ -206,7 +192,7 @@ def _tower(rank: _Rank, sizes: MicrobatchSizes) -> int:
     return 2 * passes * rows * rank.width
 
 
-def _last_stage(rank: _Rank, sizes: MicrobatchSizes) -> Counter[Kind]:
+def _last_stage(rank: RankSettings, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Output layer and softmax."""
     payload: Counter[Kind] = Counter()
     if rank.tensor > 1:
@@ -217,7 +203,7 @@ def _last_stage(rank: _Rank, sizes: MicrobatchSizes) -> Counter[Kind]:
     return payload
 
 
-def _once_a_step(rank: _Rank) -> Counter[Kind]:
+def _once_a_step(rank: RankSettings) -> Counter[Kind]:
     """Gradients and parameters."""
     payload: Counter[Kind] = Counter()
     tied = not rank.config.language.untie_embeddings_and_output_weights
@@ -227,7 +213,7 @@ def _once_a_step(rank: _Rank) -> Counter[Kind]:
             for parameter in part_parameters(
                 rank.config, layers=part.layers, first=part.first, last=part.last
             )
-            if rank.learns(part_of(parameter.name))
+            if rank.trains(parameter.name)
         ]
         shared = {
             parameter
@@ -250,12 +236,20 @@ def _once_a_step(rank: _Rank) -> Counter[Kind]:
     return payload
 
 
-def _unsplit(rank: _Rank, parameters: Sequence[Parameter]) -> int:
+def _unsplit(rank: RankSettings, parameters: Sequence[Parameter]) -> int:
     """Elements whose gradients tensor-parallel ranks sum, having seen other rows or views."""
     sums = rank.config.parallel.sequence_parallel
     return sum(
         parameter.numel
         for parameter in parameters
         if (rank.tower_is_whole and parameter.name.startswith("vision_model."))
-        or (sums and parameter.name.startswith("language_model.") and "norm." in parameter.name)
+        or (sums and _saw_a_share(parameter.name))
     )
+
+
+def _saw_a_share(name: str) -> bool:
+    """Whether a parameter met a share of the positions, with sequence parallelism: norms, and those
+    factors of adapters that are not split."""
+    column = ("linear_qkv.lora.a", "linear_fc1.lora.a")
+    row = ("linear_proj.lora.b", "linear_fc2.lora.b")
+    return name.startswith("language_model.") and ("norm." in name or name.endswith(column + row))

@@ -9,13 +9,15 @@ DISTRIBUTED = "--use-distributed-optimizer"
 OVERLAPS = [DISTRIBUTED, "--overlap-grad-reduce", "--overlap-param-gather"]
 FULL = ["--recompute-granularity=full", "--recompute-num-layers=1", "--recompute-vision"]
 PARTS = "--mm-tunable-parts=mm_mlp_adapter"
+LORA = "--lora-rank=4"
+UNIFORM = [*FULL, "--recompute-method=uniform"]
 
 LAYOUTS = {
     "tp2": (2, [TP2], {"tensor-parallel"}),
     "tp2-sp": (2, [TP2, SP], {"tensor-parallel"}),
     "tp2-vision-data": (2, [TP2, DATA], {"tensor-parallel", "shared views"}),
     "tp2-frozen": (2, [TP2, SP, PARTS], {"tensor-parallel"}),
-    "tp2-recompute": (2, [TP2, SP, *FULL, "--recompute-method=uniform"], {"tensor-parallel"}),
+    "tp2-recompute": (2, [TP2, SP, *UNIFORM], {"tensor-parallel"}),
     "pp2": (2, [PP2], {"pipeline"}),
     "pp2-virtual": (2, [PP2, "--num-virtual-stages-per-pipeline-rank=2"], {"pipeline"}),
     "dp2": (2, [], {"data-parallel"}),
@@ -32,6 +34,17 @@ LAYOUTS = {
         4,
         [TP2, SP, PP2, *FULL, "--recompute-method=block"],
         {"tensor-parallel", "pipeline"},
+    ),
+    "tp2-adapters": (2, [TP2, LORA], {"tensor-parallel"}),
+    "tp2-some-adapters": (
+        2,
+        [TP2, LORA, "--lora-target-modules=q_proj,down_proj"],
+        {"tensor-parallel"},
+    ),
+    "tp2-sp-dp2-adapters": (
+        4,
+        [TP2, SP, LORA, *UNIFORM, DISTRIBUTED, "--bf16"],
+        {"tensor-parallel", "data-parallel"},
     ),
     "cp2-tp2": (
         4,
