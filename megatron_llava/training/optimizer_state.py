@@ -44,20 +44,25 @@ def allocate_adam_state(optimizer: MegatronOptimizer, steps: int = 0) -> None:
         steps: the count for an Adam without parameters, on a stage where everything is frozen.
     """
     for part in optimizer_parts(optimizer):
-        empty = isinstance(part, DistributedOptimizer) and not part.get_parameters()
-        if empty and part.optimizer is not None and _counts_by_parameter(part.optimizer):
-            part.optimizer.state["no parameters"] = {"step": torch.tensor(float(steps))}
-    for adam in filter(_counts_by_parameter, _adams(optimizer)):
+        adam = part.optimizer
         if isinstance(adam, HybridDeviceOptimizer):
             _allocate_hybrid_state(adam)
-            continue
-        for parameter in (p for group in adam.param_groups for p in group["params"]):
-            if not adam.state[parameter]:
-                adam.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        elif adam is not None and _counts_by_parameter(adam):
+            if isinstance(part, DistributedOptimizer) and not part.get_parameters():
+                adam.state["no parameters"] = {"step": torch.tensor(float(steps))}
+            _allocate_state(adam)
+        elif adam is not None and not part.config.use_precision_aware_optimizer:
+            part.init_state_fn(adam, part.config)
+
+
+def _allocate_state(adam: torch.optim.Optimizer) -> None:
+    for parameter in (p for group in adam.param_groups for p in group["params"]):
+        if not adam.state[parameter]:
+            adam.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def _allocate_hybrid_state(adam: HybridDeviceOptimizer) -> None:

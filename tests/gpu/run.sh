@@ -24,6 +24,6 @@ for dtype in bfloat16 float32; do
     step "visual_pack_$dtype" timeout 100 python3 benchmarks/visual_pack.py --device cuda \
         --dtype "$dtype" --tokens 8192 32768 --output "$output/visual_pack_$dtype.md"
 done
-step training timeout 300 python3 -m pytest -q -m gpu tests/gpu/test_cuda.py
+step training timeout 600 python3 -m pytest -q -m gpu tests/gpu/test_cuda.py
 echo "failed: ${failed[*]:-nothing}"
 [ "${#failed[@]}" = 0 ]
