@@ -111,6 +111,7 @@ def test_weights_that_are_no_numbers_are_not_saved(pool, setup, tmp_path):
     assert not list(tmp_path.glob("run/iter*"))
 
 
+@pytest.mark.proves("D15")
 @pytest.mark.parametrize(
     ("world_size", "flags", "rank"),
     [(4, [*TP2_PP2, "--sequence-parallel"], 3), (2, OVERLAPS, 1)],

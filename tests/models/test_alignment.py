@@ -68,6 +68,7 @@ def reference(model, batch, *, reduction="token", by_token=False):
     return (weights * torch.stack(means)).sum()
 
 
+@pytest.mark.proves("D12")
 @pytest.mark.parametrize("reduction", ["token", "sample", "microbatch-mean"])
 @pytest.mark.parametrize("pooling", ["mean", "token"])
 def test_value_and_gradient_are_those_of_the_formula(reduction, pooling):
@@ -95,6 +96,7 @@ def test_value_and_gradient_are_those_of_the_formula(reduction, pooling):
         )
 
 
+@pytest.mark.proves("D12", "D13")
 def test_beside_the_text_loss_both_gradients_add_up():
     config = tiny_config(**ALIGN)
     model, plain = tiny_model(config), tiny_model(tiny_config())
@@ -127,6 +129,7 @@ def test_a_pack_without_an_image_has_no_alignment(batch_of):
             assert parameter.grad is not None and not parameter.grad.any(), name
 
 
+@pytest.mark.proves("D12", "D13")
 def test_off_or_while_evaluating_there_is_none():
     config = tiny_config(**ALIGN, text_loss_coeff=0.0)
     model, plain = build_llava_model(config), build_llava_model(tiny_config())

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("single_rank")
 ON = {"cross_image_attention": True}
 
 
+@pytest.mark.proves("B9")
 def test_it_begins_as_the_model_without_it():
     plain, config, samples = tiny_config(), tiny_config(**ON), mixed_samples()
     model, other = tiny_model(plain), build_llava_model(config)
@@ -46,6 +47,7 @@ def test_a_pack_is_its_samples_alone():
     assert_equal_runs(found, sum_of_samples(model, config, samples))
 
 
+@pytest.mark.proves("B9")
 def test_it_is_the_attention_of_torch_over_each_sample():
     config = tiny_config(**ON)
     model, samples = tiny_model(config), mixed_samples()

@@ -11,6 +11,7 @@ from tiny_model import tiny_config
 pytestmark = pytest.mark.usefixtures("cpu_platform")
 
 
+@pytest.mark.proves("D10")
 def test_a_missing_package_is_one_line_before_the_run(monkeypatch):
     from megatron_llava.observe import wandb_run
 

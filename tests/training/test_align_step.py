@@ -9,6 +9,7 @@ pytestmark = pytest.mark.usefixtures("single_rank")
 ALIGN = {"align_loss_coeff": 30.0, "text_loss_coeff": 0.5, "mm_tunable_parts": ("mm_mlp_adapter",)}
 
 
+@pytest.mark.proves("D12")
 def test_a_step_adds_both_and_only_the_projector_learns(make_parts):
     """The alignment's own sums are those of the model, which tests/models holds to its formula."""
     parts = make_parts(**ALIGN, clip_grad=0.0)

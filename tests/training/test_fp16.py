@@ -29,6 +29,7 @@ def scale_of(parts):
     return float(parts.optimizer.get_loss_scale())
 
 
+@pytest.mark.proves("D16")
 def test_losses_and_norms_are_near_those_of_float32(make_parts, batches):
     half, exact = make_parts(**FP16, lr=1e-2), make_parts(lr=1e-2)
     assert {p.dtype for p in half.model.parameters()} == {torch.float16}
@@ -42,11 +43,13 @@ def test_losses_and_norms_are_near_those_of_float32(make_parts, batches):
     assert found.loss < 5 and scale_of(half) == 2.0**12
 
 
+@pytest.mark.proves("D16")
 def test_the_scale_changes_no_gradient(make_parts, batches):
     low, high = (make_parts(**FP16 | {"initial_loss_scale": 2.0**n}) for n in (3, 9))
     assert low.step(*batches).grad_norm == pytest.approx(high.step(*batches).grad_norm, rel=1e-2)
 
 
+@pytest.mark.proves("D16")
 def test_an_overflow_halves_the_scale_and_changes_nothing_else(make_parts, batches):
     parts = make_parts(**FP16)
     parts.step(*batches)

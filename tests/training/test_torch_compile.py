@@ -20,6 +20,7 @@ def outcome(tower, views):
     return features.detach(), gradients
 
 
+@pytest.mark.proves("D10")
 @pytest.mark.grid
 @pytest.mark.exhaustive  # a minute of compilation
 @pytest.mark.usefixtures("single_rank")
