@@ -32,7 +32,7 @@ from cuda_replay import replayed_seconds
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import PackedBatch
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 from megatron_llava.ops.operators import compiled_for
 from megatron_llava.ops.visual_pack import PackPlan, visual_pack
 from megatron_llava.ops.visual_pack_torch import visual_pack_torch

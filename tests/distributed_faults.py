@@ -113,7 +113,8 @@ def train_slowly(arguments: list[str], rank: int, seconds: float, where: str) ->
 
 def train_with_few_labels(arguments: list[str]) -> dict[str, Any]:
     """Train as ``train`` does, with the labels of two of three samples of every store left out."""
-    from megatron_llava.data.store import Sample, Store
+    from megatron_llava.data.sample import Sample
+    from megatron_llava.data.store import Store
 
     original = Store.load
 

@@ -13,7 +13,7 @@ from PIL import Image
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import TensorBatch
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX

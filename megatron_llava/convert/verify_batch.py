@@ -11,7 +11,7 @@ from PIL import Image
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import TensorBatch
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 
 
 def batch_of(

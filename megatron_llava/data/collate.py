@@ -26,8 +26,8 @@ from megatron_llava.data.row_plan import (
     visuals_of_samples,
 )
 from megatron_llava.data.row_plan_library import row_planner
+from megatron_llava.data.sample import Sample
 from megatron_llava.data.share import dealt_views
-from megatron_llava.data.store import Sample
 from megatron_llava.data.stored_video import unpack_frames
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.frames import frame_views

@@ -10,7 +10,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import video_settings
 from megatron_llava.data.row_plan import is_video, visuals_of_samples
 from megatron_llava.data.row_plan_library import row_planner
-from megatron_llava.data.store import Sample, SampleStore
+from megatron_llava.data.sample import Sample, SampleStore
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.tokenizer import Tokenizer
 

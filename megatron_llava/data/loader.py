@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import PackedBatch
+from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.sent_batch import Sent, received, sendable
-from megatron_llava.data.store import SampleStore
 from megatron_llava.data.workers import begin_worker, patient
 
 _SECONDS_OF_PATIENCE = 60

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_llava.data.store import Sample, Store, read_manifest
+from megatron_llava.data.sample import Sample
+from megatron_llava.data.store import Store, read_manifest
 from megatron_llava.data.store_files import (
     COUNTS,
     FORMAT_VERSION,

@@ -10,10 +10,11 @@ import numpy as np
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import video_settings
-from megatron_llava.data.pack_samples import one_hash, pack_samples, permutation
+from megatron_llava.data.pack_samples import pack_samples
 from megatron_llava.data.row_plan import IMAGE, VIDEO, NoLayoutError
 from megatron_llava.data.row_plan_library import row_planner
-from megatron_llava.data.store import SampleStore
+from megatron_llava.data.sample import SampleStore
+from megatron_llava.data.splitmix import one_hash, permutation
 
 _RUNS_OF_A_BLOCK = 64
 _RUN_STREAM = (1 << 64) - 3

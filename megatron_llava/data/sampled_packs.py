@@ -6,8 +6,8 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.pack_sizes import NOTHING, PackSizes
 from megatron_llava.data.packed_batch import PackedBatch
+from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.schedule import TrainingSchedule
-from megatron_llava.data.store import SampleStore
 
 _PACKS = 256
 """Enough to know the averages of shuffled packs to about a percent; takes a second or less."""

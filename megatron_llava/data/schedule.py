@@ -21,7 +21,7 @@ from megatron_llava.data.packing import (
     sample_sizes,
 )
 from megatron_llava.data.plan_cache import PLAN_VERSION, cached_plan
-from megatron_llava.data.store import SampleStore
+from megatron_llava.data.sample import SampleStore
 
 # The packs of one step may lie in two epochs.
 _PLANS_IN_MEMORY = 2

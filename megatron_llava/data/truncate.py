@@ -15,7 +15,7 @@ from megatron_llava.config.video import video_settings
 from megatron_llava.data.packing import sample_sizes
 from megatron_llava.data.row_plan import visuals_of_samples
 from megatron_llava.data.row_plan_library import row_planner
-from megatron_llava.data.store import Sample, SampleStore
+from megatron_llava.data.sample import Sample, SampleStore
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 
 

@@ -19,7 +19,7 @@ from megatron_llava.config.video import video_settings
 from megatron_llava.data.collate import collate
 from megatron_llava.data.row_plan import visuals_of_samples
 from megatron_llava.data.row_plan_library import row_planner
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from megatron_llava.data.records import RecordFile, parse_record
 from megatron_llava.data.row_plan import is_video
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample

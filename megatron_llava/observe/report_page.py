@@ -27,7 +27,7 @@ from megatron_llava.text.tokenizer import Tokenizer
 from megatron_llava.vision.settings import image_settings
 
 if TYPE_CHECKING:
-    from megatron_llava.data.store import SampleStore
+    from megatron_llava.data.sample import SampleStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from megatron_llava.data.collate import padded_rows
 from megatron_llava.data.loader import PackedDataLoader
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.pad import pad_batch
+from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.schedule import Schedule
 from megatron_llava.data.share import Share, dealt_views, share_of_pack
-from megatron_llava.data.store import SampleStore
 
 _FP8_ROWS = 16
 """FP8 matrix products need a multiple of this many rows on each rank."""

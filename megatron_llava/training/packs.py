@@ -7,8 +7,8 @@ from collections.abc import Callable
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.merged_store import open_store
+from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.schedule import TrainingSchedule
-from megatron_llava.data.store import SampleStore
 from megatron_llava.data.truncate import truncated
 from megatron_llava.parallel.pack_cost import pack_balance
 

@@ -14,9 +14,9 @@ from megatron_llava.config.cli import config_to_yaml
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
 from megatron_llava.convert.hf_start import load_hf_weights
+from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.sampled_packs import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule
-from megatron_llava.data.store import SampleStore
 from megatron_llava.models.image_attention import OPTIONAL_WEIGHTS
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from megatron_llava.data.collate import collate, padded_rows
 from megatron_llava.data.packed_batch import PackedBatch, TensorBatch
 from megatron_llava.data.row_plan import NumpyPlanner
-from megatron_llava.data.store import Sample, Store
+from megatron_llava.data.sample import Sample
+from megatron_llava.data.store import Store
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import image_views, open_image
 from megatron_llava.vision.token_layout import image_layout

@@ -5,14 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_llava.data.pack_samples import (
-    CompiledPacker,
-    hashes,
-    one_hash,
-    pack_in_python,
-    pack_samples,
-    permutation,
-)
+from megatron_llava.data.pack_in_python import pack_in_python
+from megatron_llava.data.pack_samples import CompiledPacker, pack_samples
+from megatron_llava.data.splitmix import hashes, one_hash, permutation
 from megatron_llava.platform.extension import library
 
 

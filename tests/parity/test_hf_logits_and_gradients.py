@@ -14,7 +14,7 @@ from tiny_checkpoints import IMAGE_TOKEN_ID, VOCAB_SIZE, tiny_llava_next
 from tiny_model import losses_and_gradients, png, relative_difference
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 from megatron_llava.text.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from megatron_llava.vision.token_layout import number_of_tokens
 

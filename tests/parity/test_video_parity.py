@@ -13,7 +13,7 @@ from tiny_checkpoints import IMAGE_TOKEN_ID, VOCAB_SIZE
 from tiny_llava import tiny_llava
 from tiny_model import losses_and_gradients, relative_difference
 
-from megatron_llava.data.store import Sample
+from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.text.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from megatron_llava.vision.tiles import normalize_tiles
