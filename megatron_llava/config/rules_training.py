@@ -64,8 +64,13 @@ def check_schedule(config: RunConfig) -> None:
 
 
 def check_spikes(config: RunConfig) -> None:
-    """A window belongs to a factor."""
+    """A window belongs to a factor, and a factor to the loss that is watched."""
     training = config.training
+    if training.loss_spike_factor is not None and training.text_loss_coeff == 0:
+        raise ValueError(
+            f"--loss-spike-factor {training.loss_spike_factor:g} watches the text loss, which "
+            "--text-loss-coeff 0 turns off: drop one of them"
+        )
     if "loss_spike_window" in config.explicit and training.loss_spike_factor is None:
         raise ValueError(
             f"--loss-spike-window {training.loss_spike_window} is for --loss-spike-factor, which "

@@ -230,6 +230,16 @@ REFUSED = [
         "--recompute-num-layers 3|2 layers of a pipeline stage",
     ),
     ({"loss_spike_window": 5}, 1, "--loss-spike-window 5|--loss-spike-factor"),
+    (
+        {
+            "loss_spike_factor": 3.0,
+            "text_loss_coeff": 0.0,
+            "align_loss_coeff": 1.0,
+            "mm_tunable_parts": ("mm_mlp_adapter",),
+        },
+        1,
+        "--loss-spike-factor 3|--text-loss-coeff 0",
+    ),
     ({"eval_interval": 5}, 1, "--eval-interval 5 needs --valid-data-path"),
     ({"valid_data_path": "v"}, 1, "--valid-data-path v|--eval-interval"),
     ({"save": "out"}, 1, "--save out needs --save-interval"),
