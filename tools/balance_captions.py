@@ -12,10 +12,9 @@ for i in 0 1 2 3; do python tools/balance_captions.py sample --shard $i/4 --coun
 """
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import run_tool
 from megatron_llava.curation.balance_captions import (
     SampleSettings,
     count_captions,
@@ -110,15 +109,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    # Ending by an exception removes the unfinished file.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    try:
-        said = run(parse_arguments())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    print(said)
+    run_tool(lambda: run(parse_arguments()))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ python tools/build_metadata.py --corpus 'wikipedia/*.parquet' --titles views.tsv
 """
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import run_tool
 from megatron_llava.curation.metadata import MetadataSettings, build_metadata, sources_path
 
 
@@ -66,17 +65,12 @@ def parse_arguments() -> MetadataSettings:
 
 
 def main() -> None:
-    # Ending by an exception removes the files of the counts.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    try:
+    def work() -> str:
         settings = parse_arguments()
         summary = build_metadata(settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    print(summary)
-    print(f"{settings.output}, {sources_path(settings.output)}: written")
+        return f"{summary}\n{settings.output}, {sources_path(settings.output)}: written"
+
+    run_tool(work)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ python tools/deduplicate.py --input data.json --image-folder images --workers 16
 """
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import run_tool
+from megatron_llava.curation.arguments import add_kept, add_records
 from megatron_llava.curation.deduplicate import DeduplicateSettings, deduplicate
 from megatron_llava.curation.image_hash import DEFAULT_DISTANCE
 from megatron_llava.curation.near_duplicates import BY
@@ -20,15 +20,8 @@ def parse_arguments() -> DeduplicateSettings:
         description="Leave near duplicates of earlier records out, before preprocessing."
     )
     add = parser.add_argument
-    add(
-        "--input",
-        type=Path,
-        required=True,
-        help="records: .json, .jsonl, {a,b}, {00..99} or * in the name, or a .yaml mixture of them",
-    )
-    add("--data-root", type=Path, help="relative paths in a mixture are relative to it")
+    add_records(parser)
     add("--image-folder", type=Path, help="image paths are relative to it")
-    add("--seed", type=int, default=0, help="of a mixture's random choices (default: 0)")
     add(
         "--by",
         choices=BY,
@@ -52,7 +45,7 @@ def parse_arguments() -> DeduplicateSettings:
         help="texts are near whose answers, and whose questions, share this part of their runs of "
         f"three words, estimated (default: {DEFAULT_SIMILARITY})",
     )
-    add("--output", type=Path, required=True, help="the records that are kept, a .jsonl file")
+    add_kept(parser, "a mixture's random choices", "the output and the report")
     add(
         "--report",
         type=Path,
@@ -60,21 +53,15 @@ def parse_arguments() -> DeduplicateSettings:
     )
     add("--workers", type=int, default=1, help="processes that decode and hash (default: 1)")
     add("--max-bad-records", type=int, default=0, help="leave out up to this many (default: 0)")
-    add("--overwrite", action="store_true", help="replace the output and the report")
     return DeduplicateSettings(**vars(parser.parse_args()))
 
 
 def main() -> None:
-    # Ending by an exception removes the unfinished files and stops the workers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    try:
+    def work() -> str:
         settings = parse_arguments()
-        summary = deduplicate(settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    print(f"{settings.output}: {summary}")
+        return f"{settings.output}: {deduplicate(settings)}"
+
+    run_tool(work)
 
 
 if __name__ == "__main__":

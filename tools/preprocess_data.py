@@ -5,10 +5,9 @@ python tools/preprocess_data.py --input data.json --image-folder images --worker
 """
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import run_tool
 from megatron_llava.data.preprocess import PreprocessSettings, preprocess
 from megatron_llava.data.quality import add_quality_flags
 from megatron_llava.data.visual_flags import add_video_flags
@@ -107,16 +106,12 @@ def parse_arguments() -> PreprocessSettings:
 
 def main() -> None:
     silence_core_warnings()
-    # Ending by an exception removes the unfinished store and stops the workers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    try:
+
+    def work() -> str:
         settings = parse_arguments()
-        summary = preprocess(settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    print(f"{settings.output_prefix}: {summary}")
+        return f"{settings.output_prefix}: {preprocess(settings)}"
+
+    run_tool(work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""The flags that tools share which read records and write those that they keep."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input`` and ``--data-root``."""
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="records: .json, .jsonl, {a,b}, {00..99} or * in the name, or a .yaml mixture of them",
+    )
+    parser.add_argument(
+        "--data-root", type=Path, help="relative paths in a mixture are relative to it"
+    )
+
+
+def add_kept(parser: argparse.ArgumentParser, seed_of: str, output: str = "the output") -> None:
+    """Add ``--seed``, ``--output`` and ``--overwrite``.
+
+    Args:
+        seed_of: what the seed decides.
+        output: what ``--overwrite`` replaces.
+    """
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed_of} (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the records that are kept, a .jsonl file"
+    )
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {output}")
