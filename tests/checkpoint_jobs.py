@@ -39,9 +39,9 @@ def save_for_comparison(trainer: Any, root: Path) -> None:
         async_save=False,
         dist_ckpt_optim_fully_reshardable=True,
     )
-    trainer.config = replace(config, checkpoint=checkpoint)
+    trainer.saves.config = replace(config, checkpoint=checkpoint)
     trainer.save()
-    trainer.config = config
+    trainer.saves.config = config
 
 
 def hop(arguments: list[str], loaded: Path, trained: Path) -> dict[str, Any]:
