@@ -26,13 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"ignore:::megatron\.core")
 
 
+@pytest.hookimpl(tryfirst=True)  # the hook of pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where pytest-xdist shares the tests out: those of a file stay together, for what they set up
     is made once; those of the pool of ranks come first and stay in one process."""
     for item in items:
-        folder = item.path.parent
-        group = folder if folder.name == "distributed" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+        folder = item.path.parent.name
+        group = folder if folder == "distributed" else f"{folder}/{item.path.name}"
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.parent.name != "distributed")
 
 
