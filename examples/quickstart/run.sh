@@ -7,13 +7,14 @@
 #
 # Finished steps are skipped on a second run, and an interrupted training goes on from its last
 # checkpoint. --fresh starts over. DRY_RUN=1 prints the commands and what training comes to, and
-# touches nothing; TOY=1 trains 4 steps on 240 questions, below TOY_OUT (examples/out).
+# touches nothing; TOY=1 trains 3 steps on 240 questions, below TOY_OUT (examples/out). Neither
+# installs anything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 output=out train_questions=20000 valid_questions=600 train_iters=600 fresh=no
 if [ "${TOY:-}" = 1 ]; then
-    output="${TOY_OUT:-examples/out}/quickstart" train_questions=240 valid_questions=20 train_iters=4
+    output="${TOY_OUT:-examples/out}/quickstart" train_questions=240 valid_questions=20 train_iters=3
 fi
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -173,7 +174,7 @@ report() {
         --overwrite
 }
 
-if [ "${DRY_RUN:-}" != 1 ]; then
+if [ "${DRY_RUN:-}${TOY:-}" != 1 ]; then
     echo "[0/$steps] install (a virtual environment in .venv, unless one is active)"
     # shellcheck source=/dev/null
     . tools/bootstrap.sh

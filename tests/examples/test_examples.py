@@ -34,7 +34,8 @@ STORIES = {
     "convert": ["run.sh"],
     "quickstart": ["run.sh"],
 }
-SHORT = [name for name, scripts in STORIES.items() if len(scripts) == 1]
+# tests/quickstart runs the quickstart's parts.
+SHORT = [n for n, scripts in STORIES.items() if len(scripts) == 1 and n != "quickstart"]
 TODAYS = SHORT[date.today().toordinal() % len(SHORT)]
 OF_SCHEDULERS = ("SLURM", "SKYPILOT", "TORCHELASTIC", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -311,7 +312,8 @@ def test_a_story_runs_on_tiny_weights(story, toys, cpu_platform):
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         if story != "convert":
-            assert "step 3/3" in done.stdout + done.stderr
+            assert re.search("step 3(/3|: saved)", done.stdout + done.stderr)
     output = toys / story
     exported = {"lora_2x4090": "peft", "cluster": "run", "onevision_0.5b_7b_72b": "stage1"}
+    exported["quickstart"] = "exported"
     assert any((output / exported.get(story, "hf")).iterdir())
