@@ -1,10 +1,10 @@
 import dataclasses
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
+from child_seconds import child_seconds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -157,13 +157,13 @@ def test_help_is_fast_and_imports_no_torch():
     )
     durations = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = child_seconds()
         run = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        durations.append(time.perf_counter() - start)
+        durations.append(child_seconds() - start)
         assert run.stdout.splitlines()[-1] == "set()"
-    # The quickest of three, since a busy machine may delay any one of them.
+    # The quickest of three: the first may compile modules.
     assert min(durations) < 1.0
 
 
