@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRecordsSettings:
+    """What these flags say, under their names."""
+
+    input: Path
+    data_root: Path | None = None
+    seed: int = 0
+    output: Path
+    overwrite: bool = False
 
 
 def add_records(parser: argparse.ArgumentParser) -> None:

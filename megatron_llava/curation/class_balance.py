@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatron_llava.curation.arguments import KeptRecordsSettings
 from megatron_llava.curation.kept_records import (
     check_field,
     check_output,
@@ -29,21 +29,16 @@ _KEPT, _DROPPED = -1, -2  # stand for the class of a record that has none
 
 
 @dataclass(frozen=True, kw_only=True)
-class BalanceSettings:
+class BalanceSettings(KeptRecordsSettings):
     """The flags of tools/balance_classes.py, under their names.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    input: Path
-    data_root: Path | None = None
     by: str
     max_per_class: int
     missing: str = "error"
-    seed: int = 0
-    output: Path
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
         assert self.missing in MISSING

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from megatron_llava.curation.arguments import KeptRecordsSettings
 from megatron_llava.curation.image_hash import DEFAULT_DISTANCE, MAX_DISTANCE, load_imagehash
 from megatron_llava.curation.kept_records import (
     check_output,
@@ -34,25 +35,20 @@ from megatron_llava.data.record_progress import RecordProgress
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeduplicateSettings:
+class DeduplicateSettings(KeptRecordsSettings):
     """The flags of tools/deduplicate.py, under their names.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    input: Path
-    data_root: Path | None = None
     image_folder: Path | None = None
-    seed: int = 0
     by: str = "both"
     image_hash_distance: int = DEFAULT_DISTANCE
     text_similarity: float = DEFAULT_SIMILARITY
-    output: Path
     report: Path | None = None
     workers: int = 1
     max_bad_records: int = 0
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
         assert self.by in BY

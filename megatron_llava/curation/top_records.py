@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatron_llava.curation.arguments import KeptRecordsSettings
 from megatron_llava.curation.kept_records import (
     check_field,
     check_output,
@@ -28,23 +28,18 @@ MISSING = ("error", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopSettings:
+class TopSettings(KeptRecordsSettings):
     """The flags of tools/select_top.py, under their names.
+
+    The seed is of random entries of a mixture; the choice itself has no chance in it.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    input: Path
-    data_root: Path | None = None
     by: str
     count: int
     missing: str = "error"
-    seed: int = 0
-    """Of random entries of a mixture; the choice itself has no chance in it."""
-
-    output: Path
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
         assert self.missing in MISSING
