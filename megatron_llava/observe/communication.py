@@ -102,7 +102,7 @@ def _layers(rank: RankSettings, part: Part, sizes: MicrobatchSizes) -> Counter[K
     forwards, backwards = part.layers + again, part.layers
     rows = sizes.rows * rank.hidden * rank.activation
     if rank.tensor > 1 and rank.config.parallel.sequence_parallel:
-        inputs_again = 2 * backwards * rank.language_learns
+        inputs_again = 2 * backwards * rank.learning.language
         payload[TENSOR, "all-gather"] = (2 * forwards + 2 * backwards + inputs_again) * rows
         payload[TENSOR, "reduce-scatter"] = (2 * forwards + 2 * backwards) * rows
     elif rank.tensor > 1:
@@ -158,7 +158,7 @@ def _pipeline(rank: RankSettings, part: Part, sizes: MicrobatchSizes) -> Counter
 def _first_stage(rank: RankSettings, sizes: MicrobatchSizes) -> Counter[Kind]:
     """Tiles, tower, exchange of features, projector and embedding."""
     payload: Counter[Kind] = Counter()
-    tower, adapter = rank.learns("mm_vision_tower"), rank.learns("mm_mlp_adapter")
+    tower, adapter = rank.learning.tower, rank.learning.projector
     if rank.ranks[VIEWS] > 1:
         rows = sizes.features_sent + sizes.features_received * tower
         whole = rank.config.parallel.vision_parallel == "data"
@@ -186,7 +186,7 @@ def _tower(rank: RankSettings, sizes: MicrobatchSizes) -> int:
     rows = sizes.views * (patches + (vision.vision_model_type == "clip"))
     layers = known(vision.built_layers)
     passes = layers
-    if rank.learns("mm_vision_tower"):
+    if rank.learning.tower:
         again = rank.recomputed(layers) if rank.config.recompute.recompute_vision else 0
         passes = 2 * layers + again
     return 2 * passes * rows * rank.width
@@ -213,7 +213,7 @@ def _once_a_step(rank: RankSettings) -> Counter[Kind]:
             for parameter in part_parameters(
                 rank.config, layers=part.layers, first=part.first, last=part.last
             )
-            if rank.trains(parameter.name)
+            if rank.learning.learns(parameter.name)
         ]
         shared = {
             parameter

@@ -6,7 +6,6 @@ from functools import cached_property
 
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.training import part_of
 from megatron_llava.observe.parts import parts_of_rank
 from megatron_llava.observe.traffic_kinds import (
     CONTEXT,
@@ -16,6 +15,7 @@ from megatron_llava.observe.traffic_kinds import (
     TENSOR,
     VIEWS,
 )
+from megatron_llava.parallel.trained import trained
 from megatron_llava.vision.settings import image_settings
 
 
@@ -37,6 +37,7 @@ class RankSettings:
             EMBEDDING: 2 if stages > 1 else 1,
         }
         self.parts = parts_of_rank(config, pipeline_rank)
+        self.learning = trained(config)
         self.tower_is_split = self.tensor > 1 and not whole
         self.tower_is_whole = self.tensor > 1 and whole
         self.data_ranks = data_ranks
@@ -45,26 +46,11 @@ class RankSettings:
         self.activation = 2 if config.precision.is_half else 4
         self.gradient = 4 if config.precision.reduce_grads_in_fp32 else self.activation
 
-    def learns(self, part: str) -> bool:
-        return part in self.config.training.mm_tunable_parts
-
-    @property
-    def language_learns(self) -> bool:
-        """Whether the language model's own weights do."""
-        return self.learns("mm_language_model") and not self.config.lora.adapts
-
     @property
     def something_learns_before_the_layers(self) -> bool:
         """With adapters: the tower, the projector or the learned rows of images."""
-        parts = ("mm_vision_tower", "mm_mlp_adapter")
-        return any(map(self.learns, parts)) or image_settings(self.config).image_newline
-
-    def trains(self, name: str) -> bool:
-        """Whether a parameter of LlavaModel learns: with adapters, of the language model they do
-        and the learned rows of images."""
-        if not self.learns(part_of(name)) or not name.startswith("language_model."):
-            return self.learns(part_of(name))
-        return self.language_learns or ".lora." in name
+        early = self.learning.tower or self.learning.projector
+        return early or image_settings(self.config).image_newline
 
     @cached_property
     def recompute(self) -> str | None:
