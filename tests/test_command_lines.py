@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 from child_seconds import child_seconds
 from command_line_cases import (
-    ROOT,
     TOOLS,
     TRAIN,
     Case,
@@ -24,6 +22,7 @@ from command_line_cases import (
     train_flags,
 )
 from own_process import ENVIRONMENT, TORCHRUN
+from ran_cases import ran
 
 from megatron_llava.config.cli import parse_args
 from megatron_llava.config.run import all_fields
@@ -42,20 +41,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(inputs: Path) -> dict[str, tuple[Case, dict]]:
     """What became of every case, all run in one process."""
     cases = all_cases(inputs)
-    sent = [
-        {"program": c.program, "arguments": c.arguments, "environment": c.environment}
-        for c in cases.values()
-    ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "command_lines.py")],
-        input=json.dumps(sent),
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(cases, zip(cases.values(), json.loads(done.stdout), strict=True), strict=True))
+    return dict(zip(cases, zip(cases.values(), ran(cases.values()), strict=True), strict=True))
 
 
 @pytest.mark.parametrize("name", one_run(Path()))

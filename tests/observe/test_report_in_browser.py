@@ -1,15 +1,12 @@
 """The report of a real short run, interrupted and resumed, opened in a headless Chromium."""
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from browser import chromium, requested, show
-from command_line_cases import ROOT, TOOLS, TRAIN, Case, make_inputs, one_run, tiny
-from own_process import ENVIRONMENT
+from command_line_cases import TOOLS, TRAIN, Case, make_inputs, one_run, tiny
+from ran_cases import ran
 from report_inputs import answer, write_jsonl
 
 from megatron_llava.observe.run_log import read_log
@@ -57,17 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *[Case(TRAIN, training)] * 2,
         Case(TOOLS["report"], report),
     ]
-    sent = [{"program": c.program, "arguments": c.arguments, "environment": {}} for c in programs]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "command_lines.py")],
-        input=json.dumps(sent),
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for result in json.loads(done.stdout):
+    for result in ran(programs):
         assert result["status"] == 0, result["err"]
     return folder
 

@@ -63,6 +63,16 @@ def make_parts(single_rank: None) -> Callable[..., Parts]:
     return make
 
 
+@pytest.fixture(scope="module")
+def batches() -> list[TensorBatch]:
+    """A pack of an image sample and one of text, and a pack of text."""
+    config = tiny_config()
+    return [
+        pack(config, [tiny_sample([(90, 80)], 9, 1), tiny_sample([], 5, 2)]),
+        pack(config, [tiny_sample([], 30, 3)]),
+    ]
+
+
 @pytest.fixture
 def batch() -> TensorBatch:
     """Two samples with an image each, and one of text."""

@@ -4,20 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_model import pack, tiny_config, tiny_sample
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
 FP16 = {"fp16": True, "initial_loss_scale": 2.0**10, "loss_scale_window": 2, "hysteresis": 1}
-
-
-@pytest.fixture(scope="module")
-def batches():
-    config = tiny_config()
-    return [
-        pack(config, [tiny_sample([(90, 80)], 9, 1), tiny_sample([], 5, 2)]),
-        pack(config, [tiny_sample([], 30, 3)]),
-    ]
 
 
 def spoil(parts, value=math.inf):

@@ -21,15 +21,6 @@ def without_labels(*samples):
     return pack(tiny_config(), samples)
 
 
-@pytest.fixture(scope="module")
-def batches():
-    config = tiny_config()
-    return [
-        pack(config, [tiny_sample([(90, 80)], 9, 1), tiny_sample([], 5, 2)]),
-        pack(config, [tiny_sample([], 30, 3)]),
-    ]
-
-
 @pytest.mark.proves("D11", "D15")
 def test_the_loss_is_the_mean_over_all_supervised_tokens(make_parts, batches):
     parts = make_parts()
