@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+
+from megatron_llava.platform.environment import commit_of, processor_name
 
 
 def header() -> list[str]:
@@ -20,7 +21,7 @@ def header() -> list[str]:
         f"date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         f"command: python {shlex.join(sys.argv)}",
         f"commit: {_commit()}",
-        f"device: {_processor()}, {cores} cores, load {load:.1f} before the start",
+        f"device: {processor_name()}, {cores} cores, load {load:.1f} before the start",
         *busy,
         f"torch {version('torch')}, megatron-core {version('megatron-core')}, gloo, "
         f"python {platform.python_version()}",
@@ -28,21 +29,8 @@ def header() -> list[str]:
 
 
 def _commit() -> str:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    found = commit_of(Path(__file__))
+    if found is None:
         return "unknown, for this is no git checkout"
-    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    commit, changed = found
+    return commit[:7] + (" with changes" if changed else "")

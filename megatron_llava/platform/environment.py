@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +32,7 @@ def run_environment(device: torch.device) -> dict[str, str]:
         "threads of a rank": str(torch.get_num_threads()),
         "host": platform.node(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": f"{processor_name()}, {os.cpu_count()} threads",
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -42,6 +43,15 @@ def run_environment(device: torch.device) -> dict[str, str]:
 
 
 def git_commit(file: Path) -> str | None:
+    """``commit_of`` in words."""
+    found = commit_of(file)
+    if found is None:
+        return None
+    commit, changed = found
+    return f"{commit} with local changes" if changed else commit
+
+
+def commit_of(file: Path) -> tuple[str, bool] | None:
     """The commit of the repository that a file of this program belongs to, and whether files differ
     from it; None for an installed copy, or without git.
     """
@@ -53,7 +63,7 @@ def git_commit(file: Path) -> str | None:
         changes = _git(file, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return f"{commit} with local changes" if commit and changes else commit
+    return None if commit is None else (commit, bool(changes))
 
 
 def _git(file: Path, *arguments: str) -> str | None:
@@ -76,10 +86,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} threads" if names else platform.processor()
+def processor_name() -> str:
+    """What the CPU calls itself."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -104,13 +104,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         ValueError: one line for the user.
     """
     settings = image_settings(config)
-    for remark in (
-        connections_remark(device.type, config.parallel.tensor_model_parallel_size),
-        plain_torch_remark(device.type),
-        nobase_remark(settings),
-    ):
-        if remark is not None:
-            reporter.message(remark)
+    _remark(config, settings, device, reporter)
     num_microbatches = config.num_microbatches(dist.get_world_size())
     store = opened_store(config.data.data_path, config, settings, reporter.message)
     schedule = training_schedule(config, settings, store)
@@ -128,12 +122,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     optimizer = build_optimizer(config, wrapped)
     scheduler = build_scheduler(config, optimizer)
     source = BatchSource(
-        store,
-        settings,
-        schedule,
-        config,
-        num_microbatches=num_microbatches,
-        device=device,
+        store, settings, schedule, config, num_microbatches=num_microbatches, device=device
     )
     state = TrainingState(
         models=models,
@@ -147,10 +136,12 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     if resume:
         _resume(config, start, state, reporter)
         source.resume_at(state.consumed_packs)
-    elif start is not None:
-        reporter.message(f"starting from {start[0]} ({start[1]})")
     else:
-        reporter.message("starting from random weights: no checkpoint was given")
+        reporter.message(
+            "starting from random weights: no checkpoint was given"
+            if start is None
+            else f"starting from {start[0]} ({start[1]})"
+        )
     return Trainer(
         config=config,
         device=device,
@@ -177,6 +168,19 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
     )
+
+
+def _remark(
+    config: RunConfig, settings: ImageSettings, device: torch.device, reporter: Reporter
+) -> None:
+    """Say what of the machine and the settings a user may want to know."""
+    for remark in (
+        connections_remark(device.type, config.parallel.tensor_model_parallel_size),
+        plain_torch_remark(device.type),
+        nobase_remark(settings),
+    ):
+        if remark is not None:
+            reporter.message(remark)
 
 
 def _started_from(config: RunConfig, start: tuple[str, Iteration] | None) -> Iteration | None:
