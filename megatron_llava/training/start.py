@@ -53,6 +53,11 @@ def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
                 "forbids"
             )
     if checkpoint.load_hf is not None:
+        if latest_iteration(checkpoint.load_hf) is not None:
+            raise CheckpointError(
+                f"--load-hf {checkpoint.load_hf} holds checkpoints of Megatron-core: name it with "
+                "--pretrained-checkpoint"
+            )
         return checkpoint.load_hf, HF
     if checkpoint.pretrained_checkpoint is not None:
         iteration = latest_iteration(checkpoint.pretrained_checkpoint)

@@ -120,3 +120,8 @@ def test_adapters_belong_to_the_folder(pool, setup, tmp_path):
 def test_contradictions_are_one_line(pool, setup, flags, said):
     with pytest.raises(AssertionError, match=said):
         pool.run(train, [*from_hf(setup), *flags])
+
+
+def test_a_root_of_checkpoints_is_told_from_a_folder(pool, setup):
+    with pytest.raises(AssertionError, match="--load-hf .* name it with --pretrained-checkpoint"):
+        pool.run(train, [*from_hf(setup), f"--load-hf={setup.root}"])
