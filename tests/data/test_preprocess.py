@@ -254,36 +254,33 @@ def test_existing_output_is_refused_first(records, make_settings, tmp_path):
     assert len(Store(settings.output_prefix)) == 1
 
 
-def test_interrupted_tool_leaves_nothing(make_settings, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_tool_leaves_nothing(make_settings, tmp_path, stop):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
     path = tmp_path / "data.jsonl"
-    path.write_text(f"{json.dumps({'conversations': turns})}\n" * 1_200_000)
-    processes = {}
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        folder = tmp_path / stop.name
-        folder.mkdir()
-        processes[stop] = subprocess.Popen(
-            tool("preprocess_data.py", make_settings([], folder, input=path, workers=2)),
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-    for stop, process in processes.items():
-        folder = tmp_path / stop.name
-        deadline = time.monotonic() + 60
-        while not any(p.stat().st_size for p in folder.glob("store.partial-*/store_tokens.bin")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        # A terminal interrupts the whole group; kill reaches the parent alone.
-        os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
-        _, printed = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert printed.splitlines()[-1] == {2: "interrupted", 15: "terminated"}[stop]
-        assert "Traceback" not in printed
-        assert list(folder.glob("store*")) == []
-        with pytest.raises(ProcessLookupError):  # no worker is left in its group
-            os.killpg(process.pid, 0)
+    path.write_text(f"{json.dumps({'conversations': turns})}\n" * 400_000)
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    process = subprocess.Popen(
+        tool("preprocess_data.py", make_settings([], folder, input=path, workers=2)),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(p.stat().st_size for p in folder.glob("store.partial-*/store_tokens.bin")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    # A terminal interrupts the whole group; kill reaches the parent alone.
+    os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert printed.splitlines()[-1] == {2: "interrupted", 15: "terminated"}[stop]
+    assert "Traceback" not in printed
+    assert list(folder.glob("store*")) == []
+    with pytest.raises(ProcessLookupError):  # no worker is left in its group
+        os.killpg(process.pid, 0)
 
 
 def test_tools(records, make_settings, tokenizer_folder, tmp_path, monkeypatch, capsys):
