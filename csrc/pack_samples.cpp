@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -9,11 +10,17 @@ namespace megatron_llava {
 namespace {
 
 // Lengths that are looked at, the longest first, before a pack whose views no sample fits is full.
-constexpr int kProbes = 64;
-// Samples that are tried as one of two that complete a pack.
-constexpr int kPairs = 16;
-// Parts of a pack, one of which may stay empty before two are tried.
+constexpr int kProbes = 8;
+// Samples of which one or two are tried together to complete a pack.
+constexpr int kTried = 12;
+// Parts of a pack, one of which may stay empty.
 constexpr int64_t kParts = 4096;
+// Parts of a pack; samples whose lengths are in one part are of one kind.
+constexpr int64_t kKinds = 256;
+// What stands for a whole in shares.
+constexpr int64_t kAll = 1 << 20;
+// One pack of so many may be more than the samples fill before a window is packed evenly.
+constexpr int64_t kLoss = 1024;
 
 // splitmix64 (Steele, Lea, Flood 2014): the number at place i of the stream that `seed` begins.
 uint64_t hash(uint64_t seed, uint64_t i) {
@@ -92,69 +99,47 @@ class Numbers {
   std::vector<std::vector<uint64_t>> levels_;
 };
 
+// How a pack is filled: in order while so many rows are left, and then with samples of which so
+// many are tried.
+struct Filling {
+  int64_t reserve;
+  int tried;
+};
+
 // The samples of a window in the order in which packs take them, and by length.
 class Window {
  public:
   Window(const uint32_t* order, int64_t count, const int64_t* lengths, const int64_t* views,
-         int64_t capacity)
+         int64_t capacity, int64_t max_views)
       : order_(order),
         views_(views),
         capacity_(capacity),
-        remaining_(count),
+        max_views_(max_views),
+        enough_(capacity / kParts),
         lengths_(static_cast<std::size_t>(count)),
-        by_length_(static_cast<std::size_t>(count)),
-        taken_(static_cast<std::size_t>(count), 0),
-        next_(static_cast<std::size_t>(capacity) + 2, 0),
-        left_(static_cast<std::size_t>(capacity) + 1),
-        found_(capacity + 1) {
+        by_length_(static_cast<std::size_t>(count)) {
+    std::vector<int64_t> place(static_cast<std::size_t>(capacity) + 2, 0);
     for (int64_t i = 0; i < count; ++i) {
       lengths_[i] = static_cast<int32_t>(lengths[order[i]]);
-      ++next_[lengths_[i] + 1];
+      ++place[lengths_[i] + 1];
     }
-    for (int64_t length = 0; length <= capacity; ++length) {
-      left_[length] = next_[length + 1];
-      if (left_[length] > 0) found_.add(capacity - length);
-      next_[length + 1] += next_[length];
-    }
-    auto place = next_;
+    for (int64_t length = 0; length <= capacity; ++length) place[length + 1] += place[length];
     for (int64_t i = 0; i < count; ++i) by_length_[place[lengths_[i]]++] = static_cast<uint32_t>(i);
-    reserve_ = lengths_[by_length_[count / 4]];
   }
 
-  bool is_empty() const { return remaining_ == 0; }
-
-  // Fills one pack: its number for each sample that it takes, by place in the order.
-  void fill(int64_t max_views, uint32_t pack, uint32_t* packs) {
-    Room left{capacity_, max_views};
-    int64_t drawn = -1;  // the last sample that came in order, if it is not the only one
-    while (remaining_ > 0) {
-      while (taken_[first_] != 0) ++first_;
-      const bool is_first = left.rows == capacity_;
-      // The first one always fits.
-      if (!is_first && (left.rows - lengths_[first_] < reserve_ || !fits(first_, left))) break;
-      if (!is_first) drawn = first_;
-      take(first_, &left, pack, packs);
-    }
-    const int64_t enough = capacity_ / kParts;
-    while (left.rows > 0) {
-      const int64_t place = longest(left);
-      const int64_t gap = place < 0 ? left.rows : left.rows - lengths_[place];
-      if (left.rows - longest_length(left.rows) > enough) {
-        if (take_two(enough + 1, &left, pack, packs)) {
-          drawn = -1;
-          continue;
-        }
-        if (drawn >= 0) {
-          put_back(drawn, &left);
-          const bool found = take_two(gap, &left, pack, packs);
-          if (!found) take(drawn, &left, pack, packs);
-          drawn = -1;
-          if (found) continue;
-        }
-      }
-      if (place < 0) break;
-      take(place, &left, pack, packs);
-    }
+  // Numbers the packs from `first` on, one for each sample by place in the order; how many.
+  int64_t pack(uint32_t first, uint32_t* packs) {
+    const auto count = static_cast<int64_t>(lengths_.size());
+    int64_t rows = 0;
+    for (const int32_t length : lengths_) rows += length;
+    const int64_t made = fill_all({lengths_[by_length_[count / 4]], 0}, first, packs);
+    const int64_t fewest = (rows + capacity_ - 1) / capacity_;
+    if (made - fewest <= fewest / kLoss) return made;
+    std::vector<uint32_t> even(lengths_.size());
+    const int64_t made_evenly = fill_all({2 * (rows / count), kTried}, first, even.data());
+    if (made_evenly >= made) return made;
+    std::copy(even.begin(), even.end(), packs);
+    return made_evenly;
   }
 
  private:
@@ -163,15 +148,109 @@ class Window {
     int64_t rows, views;
   };
 
-  bool fits(int64_t place, const Room& left) const {
-    return views_ == nullptr || views_[order_[place]] <= left.views;
+  // Up to three samples that a pack takes next: two of those tried, and the longest that fits.
+  struct Choice {
+    int64_t first = -1, second = -1, longest = -1;
+    int64_t gap = 0;      // rows that they leave
+    int64_t surplus = 0;  // how much more is left of their kinds than of all samples
+  };
+
+  int64_t fill_all(const Filling& filling, uint32_t first, uint32_t* packs) {
+    const std::size_t count = lengths_.size(), lengths = static_cast<std::size_t>(capacity_) + 1;
+    remaining_ = static_cast<int64_t>(count);
+    first_ = 0;
+    taken_.assign(count, 0);
+    next_.assign(lengths, 0);
+    left_.assign(lengths, 0);
+    kinds_.assign(kKinds + 1, 0);
+    found_ = Numbers(capacity_ + 1);
+    for (std::size_t i = count; i-- > 0;) {
+      const int64_t length = lengths_[by_length_[i]];
+      next_[length] = static_cast<int64_t>(i);
+      if (left_[length]++ == 0) found_.add(capacity_ - length);
+      ++kinds_[kind(length)];
+    }
+    left_of_kind_ = kinds_;
+    shares_.assign(kKinds + 1, kAll);
+    int64_t made = 0;
+    for (; remaining_ > 0; ++made) fill(filling, first + static_cast<uint32_t>(made), packs);
+    return made;
   }
 
-  // The greatest length of up to so many rows that a sample left has, whatever its views; 0 for
-  // none.
-  int64_t longest_length(int64_t rows) const {
-    const int64_t mirrored = found_.at_least(capacity_ - rows);
-    return mirrored < 0 ? 0 : capacity_ - mirrored;
+  void fill(const Filling& filling, uint32_t pack, uint32_t* packs) {
+    Room left{capacity_, max_views_};
+    const auto put = [&](int64_t place) {
+      if (place < 0) return;
+      packs[place] = pack;
+      take(place, &left);
+      --remaining_;
+      const int64_t of = kind(lengths_[place]);
+      shares_[of] = --left_of_kind_[of] * kAll / kinds_[of];
+    };
+    while (remaining_ > 0) {
+      while (taken_[first_] != 0) ++first_;
+      const bool is_empty = left.rows == capacity_;
+      // The first one always fits.
+      if (!is_empty && left.rows - lengths_[first_] < filling.reserve) break;
+      if (!is_empty && !fits(first_, left)) break;
+      put(first_);
+    }
+    while (left.rows > 0) {
+      const Choice choice = choose(filling.tried, left);
+      if (choice.gap == left.rows) return;
+      put(choice.first);
+      put(choice.second);
+      put(choice.longest);
+    }
+  }
+
+  // Of the next samples in the order none, one or two, and the longest one that then fits: those
+  // that leave least, and of those that leave little, those of whose kinds most is left.
+  Choice choose(int tried, Room left) {
+    share_ = remaining_ * kAll / static_cast<int64_t>(lengths_.size());
+    Choice best;
+    best.gap = left.rows;
+    best.surplus = std::numeric_limits<int64_t>::min();
+    try_longest({}, left, &best);
+    const auto end = static_cast<int64_t>(lengths_.size());
+    tried_.clear();
+    for (int64_t place = first_; place < end && static_cast<int>(tried_.size()) < tried;
+         ++place) {
+      if (taken_[place] == 0) tried_.push_back(place);
+    }
+    for (std::size_t i = 0; i < tried_.size(); ++i) {
+      const int64_t first = tried_[i];
+      if (lengths_[first] > left.rows || !fits(first, left)) continue;
+      take(first, &left);
+      try_longest({first}, left, &best);
+      for (std::size_t j = i + 1; j < tried_.size(); ++j) {
+        const int64_t second = tried_[j];
+        if (lengths_[second] > left.rows || !fits(second, left)) continue;
+        take(second, &left);
+        try_longest({first, second}, left, &best);
+        put_back(second, &left);
+      }
+      put_back(first, &left);
+    }
+    return best;
+  }
+
+  // `choice` and the longest sample that then fits, if that is better than `best`.
+  void try_longest(Choice choice, const Room& left, Choice* best) {
+    choice.longest = longest(left);
+    choice.gap = left.rows - (choice.longest < 0 ? 0 : lengths_[choice.longest]);
+    const int64_t gap = std::max(choice.gap, enough_), best_gap = std::max(best->gap, enough_);
+    if (gap > best_gap) return;
+    for (const int64_t place : {choice.first, choice.second, choice.longest}) {
+      if (place >= 0) choice.surplus += shares_[kind(lengths_[place])] - share_;
+    }
+    if (gap < best_gap || choice.surplus > best->surplus) *best = choice;
+  }
+
+  int64_t kind(int64_t length) const { return length * kKinds / capacity_; }
+
+  bool fits(int64_t place, const Room& left) const {
+    return views_ == nullptr || views_[order_[place]] <= left.views;
   }
 
   // The place of the first sample left of the greatest length that fits; -1 for none.
@@ -187,36 +266,8 @@ class Window {
     return -1;
   }
 
-  // Of the next samples in the order, each with the longest one that then fits: takes the two
-  // that leave least, and less than `below` rows; false for none.
-  bool take_two(int64_t below, Room* left, uint32_t pack, uint32_t* packs) {
-    int64_t best = -1, place = first_;
-    const auto end = static_cast<int64_t>(lengths_.size());
-    for (int tried = 0; tried < kPairs && place < end; ++place) {
-      if (taken_[place] != 0) continue;
-      ++tried;
-      if (lengths_[place] > left->rows || !fits(place, *left)) continue;
-      Room rest = *left;
-      take(place, &rest, pack, packs);
-      const int64_t other = longest(rest);
-      const int64_t gap = other < 0 ? rest.rows : rest.rows - lengths_[other];
-      put_back(place, &rest);
-      if (gap < below) {
-        below = gap;
-        best = place;
-      }
-    }
-    if (best < 0) return false;
-    take(best, left, pack, packs);
-    const int64_t other = longest(*left);
-    if (other >= 0) take(other, left, pack, packs);
-    return true;
-  }
-
-  void take(int64_t place, Room* left, uint32_t pack, uint32_t* packs) {
+  void take(int64_t place, Room* left) {
     taken_[place] = 1;
-    packs[place] = pack;
-    --remaining_;
     const int64_t length = lengths_[place];
     if (--left_[length] == 0) found_.remove(capacity_ - length);
     left->rows -= length;
@@ -225,7 +276,6 @@ class Window {
 
   void put_back(int64_t place, Room* left) {
     taken_[place] = 0;
-    ++remaining_;
     const int64_t length = lengths_[place];
     if (left_[length]++ == 0) found_.add(capacity_ - length);
     // Places of one length are in order: the next of them is this one or one before it.
@@ -233,19 +283,21 @@ class Window {
     while (next > 0 && lengths_[by_length_[next - 1]] == length && by_length_[next - 1] >= place) {
       --next;
     }
-    first_ = std::min(first_, place);
     left->rows += length;
     if (views_ != nullptr) left->views += views_[order_[place]];
   }
 
   const uint32_t* order_;
   const int64_t* views_;
-  int64_t capacity_, remaining_, reserve_ = 0, first_ = 0;
-  std::vector<int32_t> lengths_;      // by place
-  std::vector<uint32_t> by_length_;   // places, by length
-  std::vector<uint8_t> taken_;        // by place
-  std::vector<int64_t> next_, left_;  // by length: the next of its places, how many are left
-  Numbers found_;                     // capacity less each length of which some are left
+  int64_t capacity_, max_views_, enough_, remaining_ = 0, first_ = 0, share_ = kAll;
+  std::vector<int32_t> lengths_;               // by place
+  std::vector<uint32_t> by_length_;            // places, by length
+  std::vector<uint8_t> taken_;                 // by place
+  std::vector<int64_t> next_, left_;           // by length: the next of its places, and how many
+  std::vector<int64_t> kinds_, left_of_kind_;  // samples of each kind
+  std::vector<int64_t> shares_;                // of each kind, that are left
+  std::vector<int64_t> tried_;                 // places
+  Numbers found_{1};                           // capacity less each length of which some are left
 };
 
 }  // namespace
@@ -268,10 +320,8 @@ int64_t megatron_llava_pack_samples(int64_t n, const int64_t* lengths, const int
   if (window <= 0) window = n;
   for (int64_t begin = 0; begin < n; begin += window) {
     const int64_t size = std::min(n - begin, window);
-    Window left(order.data() + begin, size, lengths, views, capacity);
-    for (; !left.is_empty(); ++count) {
-      left.fill(max_views, static_cast<uint32_t>(count), packs.data() + begin);
-    }
+    Window samples(order.data() + begin, size, lengths, views, capacity, max_views);
+    count += samples.pack(static_cast<uint32_t>(count), packs.data() + begin);
   }
   std::vector<uint32_t> places(static_cast<std::size_t>(count));  // of each pack
   if (shuffle != 0) {

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from megatron_llava.data.splitmix import one_hash, permutation
 
-_PROBES = 64
-_PAIRS = 16
+_PROBES = 8
+_TRIED = 12
 _PARTS = 4096
+_KINDS = 256
+_ALL = 1 << 20
+_LOSS = 1024
 _PACK_STREAM = (1 << 64) - 2
 
 
@@ -37,7 +42,8 @@ def pack_in_python(
     packs: list[list[int]] = []
     window = window or count
     for begin in range(0, count, window):
-        packs += _fill(order[begin : begin + window].tolist(), lengths, views, capacity, max_views)
+        ids = order[begin : begin + window].tolist()
+        packs += _Window(ids, lengths, views, capacity, max_views).packs()
     if shuffle:
         packs = [packs[number] for number in permutation(one_hash(seed, _PACK_STREAM), len(packs))]
     sizes = [len(pack) for pack in packs]
@@ -45,82 +51,111 @@ def pack_in_python(
     return Packs(np.array([i for pack in packs for i in pack], dtype=np.int64), offsets)
 
 
-def _fill(
-    ids: list[int], lengths: np.ndarray, views: np.ndarray | None, capacity: int, max_views: int
-) -> list[list[int]]:
-    left = _Left(ids, lengths, views)
-    packs = []
-    while left.queue:
-        pack = _Pack(left, capacity, max_views)
-        pack.draw()
-        pack.complete()
-        # The compiled packer lists the samples of a pack by their place in the order.
-        packs.append(sorted(pack.samples, key=left.place.__getitem__))
-    return packs
+@dataclass(frozen=True)
+class _Window:
+    """Samples that are packed together."""
+
+    ids: list[int]
+    lengths: np.ndarray
+    views: np.ndarray | None
+    capacity: int
+    max_views: int
+
+    def packs(self) -> list[list[int]]:
+        lengths = sorted(int(self.lengths[sample]) for sample in self.ids)
+        count, rows = len(lengths), sum(lengths)
+        packs = self._fill(lengths[count // 4], 0)
+        fewest = -(-rows // self.capacity)
+        if len(packs) - fewest > fewest // _LOSS:
+            packs = min(packs, self._fill(2 * (rows // count), _TRIED), key=len)
+        return packs
+
+    def _fill(self, reserve: int, tried: int) -> list[list[int]]:
+        left = _Left(self.ids, self.lengths, self.views, self.capacity)
+        packs = []
+        while left.queue:
+            pack = _Pack(left, self.capacity, self.max_views)
+            pack.draw(reserve)
+            pack.complete(tried)
+            # The compiled packer lists the samples of a pack by their place in the order.
+            packs.append(sorted(pack.samples, key=left.place.__getitem__))
+        return packs
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Samples that a pack takes next, the rows that they leave, and how much more is left of their
+    kinds than of all samples."""
+
+    samples: tuple[int, ...]
+    gap: int
+    surplus: int
 
 
 class _Pack:
     """A pack that is being filled."""
 
     def __init__(self, left: _Left, capacity: int, max_views: int) -> None:
-        self._left, self._capacity = left, capacity
+        self._left, self._enough = left, capacity // _PARTS
         self.samples: list[int] = []
         self._rows, self._views = capacity, max_views
-        self._drawn: int | None = None
 
-    def draw(self) -> None:
-        """Take samples in their order."""
+    def draw(self, reserve: int) -> None:
+        """Take samples in their order while so many rows are left."""
         left = self._left
         while left.queue:
-            sample = left.next_samples(1)[0]
-            short = self._rows - left.length(sample) < left.reserve
+            sample = left.queue[0]
+            short = self._rows - left.length(sample) < reserve
             if self.samples and (short or left.views(sample) > self._views):
                 break
-            self._drawn = sample if self.samples else None
             self._take(sample)
 
-    def complete(self) -> None:
+    def complete(self, tried: int) -> None:
         """Take what leaves least."""
-        left, enough = self._left, self._capacity // _PARTS
         while self._rows > 0:
-            found = self._longest()
-            gap = self._rows - (0 if found is None else left.length(found))
-            if self._rows - left.longest_length(self._rows) > enough:
-                if self._take_two(enough + 1):
-                    self._drawn = None
-                    continue
-                drawn, self._drawn = self._drawn, None
-                if drawn is not None:
-                    self._put_back(drawn)
-                    if self._take_two(gap):
-                        continue
-                    self._take(drawn)
-            if found is None:
+            choice = self._choose(tried)
+            if not choice.samples:
                 break
-            self._take(found)
+            for sample in choice.samples:
+                self._take(sample)
 
-    def _take_two(self, below: int) -> bool:
-        """Take the two that leave least, and less than ``below`` rows; False for none."""
-        best = None
-        for sample in self._left.next_samples(_PAIRS):
-            if self._left.length(sample) > self._rows or self._left.views(sample) > self._views:
+    def _choose(self, tried: int) -> _Choice:
+        """Of the next samples in the order none, one or two, and the longest that then fits."""
+        shares = self._left.shares()
+        best = self._with_longest((), shares)
+        samples = self._left.queue[:tried]
+        for place, first in enumerate(samples):
+            if not self._fits(first):
                 continue
-            self._take(sample)
-            other = self._longest()
-            gap = self._rows - (0 if other is None else self._left.length(other))
-            self._put_back(sample)
-            if gap < below:
-                below, best = gap, sample
-        if best is None:
-            return False
-        self._take(best)
-        other = self._longest()
-        if other is not None:
-            self._take(other)
-        return True
+            self._take(first)
+            best = self._better(best, self._with_longest((first,), shares))
+            for second in samples[place + 1 :]:
+                if not self._fits(second):
+                    continue
+                self._take(second)
+                best = self._better(best, self._with_longest((first, second), shares))
+                self._put_back(second)
+            self._put_back(first)
+        return best
 
-    def _longest(self) -> int | None:
-        return self._left.longest(self._rows, self._views)
+    def _with_longest(self, samples: tuple[int, ...], shares: _Shares) -> _Choice:
+        longest = self._left.longest(self._rows, self._views)
+        gap = self._rows
+        if longest is not None:
+            samples += (longest,)
+            gap -= self._left.length(longest)
+        surplus = sum(shares.of_kind[self._left.kind(sample)] - shares.of_all for sample in samples)
+        return _Choice(samples, gap, surplus)
+
+    def _better(self, old: _Choice, new: _Choice) -> _Choice:
+        """Gaps that are small enough are as good as none."""
+        old_gap, gap = max(old.gap, self._enough), max(new.gap, self._enough)
+        if gap != old_gap:
+            return new if gap < old_gap else old
+        return new if new.surplus > old.surplus else old
+
+    def _fits(self, sample: int) -> bool:
+        return self._left.length(sample) <= self._rows and self._left.views(sample) <= self._views
 
     def _take(self, sample: int) -> None:
         self._left.take(sample)
@@ -135,19 +170,27 @@ class _Pack:
         self._views += self._left.views(sample)
 
 
+class _Shares(NamedTuple):
+    """How much is left, of `_ALL`."""
+
+    of_kind: dict[int, int]
+    of_all: int
+
+
 class _Left:
     """The samples of a window that are in no pack yet."""
 
-    def __init__(self, ids: list[int], lengths: np.ndarray, views: np.ndarray | None) -> None:
-        self._lengths, self._views = lengths, views
+    def __init__(
+        self, ids: list[int], lengths: np.ndarray, views: np.ndarray | None, capacity: int
+    ) -> None:
+        self._lengths, self._views, self._capacity = lengths, views, capacity
         self.place = {sample: number for number, sample in enumerate(ids)}
         self.queue = list(ids)
-        ordered = sorted(self.length(sample) for sample in ids)
-        self.reserve = ordered[len(ids) // 4]
-        self._of_length: dict[int, list[int]] = {length: [] for length in ordered}
+        self._of_length: dict[int, list[int]] = {}
         for sample in ids:
-            self._of_length[self.length(sample)].append(sample)
+            self._of_length.setdefault(self.length(sample), []).append(sample)
         self._sorted = sorted(self._of_length)
+        self._kinds = Counter(map(self.kind, ids))
 
     def length(self, sample: int) -> int:
         return int(self._lengths[sample])
@@ -155,8 +198,14 @@ class _Left:
     def views(self, sample: int) -> int:
         return 0 if self._views is None else int(self._views[sample])
 
-    def next_samples(self, count: int) -> list[int]:
-        return self.queue[:count]
+    def kind(self, sample: int) -> int:
+        """Samples of about one length are of one kind."""
+        return self.length(sample) * _KINDS // self._capacity
+
+    def shares(self) -> _Shares:
+        left = Counter(map(self.kind, self.queue))
+        of_kind = {kind: left[kind] * _ALL // count for kind, count in self._kinds.items()}
+        return _Shares(of_kind, len(self.queue) * _ALL // len(self.place))
 
     def take(self, sample: int) -> None:
         place = self.place.__getitem__
@@ -173,16 +222,11 @@ class _Left:
             insort(self._sorted, length)
         insort(self._of_length[length], sample, key=self.place.__getitem__)
 
-    def longest_length(self, rows: int) -> int:
-        """The greatest length of up to so many rows, whatever its views; 0 for none."""
-        found = bisect_right(self._sorted, rows)
-        return self._sorted[found - 1] if found else 0
-
-    def longest(self, room: int, views_left: int) -> int | None:
+    def longest(self, rows: int, views: int) -> int | None:
         """The first sample of the greatest length that fits."""
-        fitting = self._sorted[: bisect_right(self._sorted, room)][-_PROBES:]
+        fitting = self._sorted[: bisect_right(self._sorted, rows)][-_PROBES:]
         for length in reversed(fitting):
             sample = self._of_length[length][0]
-            if self.views(sample) <= views_left:
+            if self.views(sample) <= views:
                 return sample
         return None

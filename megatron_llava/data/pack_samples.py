@@ -2,11 +2,12 @@
 
 A pack takes samples in shuffled order, and is completed by the longest one that fits as soon as
 little room is left. With many samples of many lengths there nearly always is one of the very length
-that is missing, so packs are fuller than best fit by decreasing length makes them; where there is
-none, as with images of few sizes, two samples are tried. What a pack holds stays a random draw but
+that is missing, so packs are fuller than best fit by decreasing length makes them. Where there is
+not, as with images of few sizes or with few views to a pack, the samples are packed again, evenly:
+of those that come next, packs take the ones that fill them, and among such the ones of whose length
+most is left, so that the last packs find what they need. What a pack holds stays a random draw but
 for its last samples. Sorted by length, packs would hold samples of one length, and often of one
-kind: losses of neighbouring steps were seen to differ by a factor of
-fifty.
+kind: losses of neighbouring steps were seen to differ by a factor of fifty.
 
 Both packers make the same packs on every machine; what a seed means is part of the format.
 """
@@ -36,11 +37,14 @@ def pack_samples(
 
     Samples are shuffled. A pack takes them in that order while what is left of it stays at least as
     long as a quarter of the window's samples are; then it is completed by the longest sample that
-    fits, the first of several, again and again. Where even without regard to views that leaves more
-    than a 4096th of the pack, each of the next 16 samples is tried with the longest one that then
-    fits: the two that leave least are taken if they leave no more than that. If none do, and the
-    sample taken last in the order was not the pack's first, it is put back once, and two that leave
-    less than the longest sample did take its place. Then the packs are shuffled.
+    fits, the first of several, again and again. Then the packs are shuffled.
+
+    If a window makes more packs than its rows need, by more than one of 1,024, it is packed again:
+    in order while at least two mean lengths are left, and completed, again and again, by none, one
+    or two of the next 12 samples and the longest one that then fits. Those that leave least are
+    taken, a 4,096th of the pack being as good as nothing; of equal ones those that are least
+    scarce, by the sum of (share of samples of about its length that are left, less the share of all
+    that are) where lengths within a 256th of the pack are about equal. The fewer packs are kept.
 
     Args:
         lengths: int64 [n], rows of each sample, 1 to `capacity`.
