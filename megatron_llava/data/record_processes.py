@@ -9,10 +9,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+from megatron_llava.platform.held_signals import HeldSignals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,6 +23,9 @@ Result = TypeVar("Result")
 # enough that the image bytes of all chunks in flight (4 per worker) fit in memory.
 _CHUNK = 16
 _CHUNKS_IN_FLIGHT = 4
+
+_SECONDS_OF_DEAFNESS = 0.2
+"""Longest time that an interrupt waits while a result is waited for."""
 
 
 def in_processes(
@@ -47,16 +52,32 @@ def in_processes(
     # Forked workers share what is imported already; elsewhere they start from nothing.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pending: deque[Future[list[Any]]] = deque()
-    with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
+    # An interrupt is an exception anywhere; amid the pool's locks it would leave one taken.
+    with HeldSignals() as signals:
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (make,))
         try:
-            for chunk in chunks:
-                pending.append(pool.submit(_results, chunk))
-                if len(pending) >= _CHUNKS_IN_FLIGHT * workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
+            while True:
+                with signals.through():
+                    chunk = next(chunks, [])
+                if chunk:
+                    pending.append(pool.submit(_results, chunk))
+                if not pending:
+                    return
+                if not chunk or len(pending) >= _CHUNKS_IN_FLIGHT * workers:
+                    results = _result(pending.popleft(), signals)
+                    with signals.through():
+                        yield from results
         finally:
+            signals.holding = True
+            # Workers end what they do: a second interrupt acts a chunk later.
             pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[list[Any]], signals: HeldSignals) -> list[Any]:
+    while not future.done():
+        wait([future], timeout=_SECONDS_OF_DEAFNESS)
+        signals.deliver()
+    return future.result()
 
 
 _worker_function: Callable[[Sequence[Any]], list[Any]] | None = None
