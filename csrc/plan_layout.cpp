@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace megatron_llava::plan {
 namespace {
@@ -55,6 +56,31 @@ const int64_t* select_pinpoint(int64_t image_width, int64_t image_height,
   return best;
 }
 
+// The canvas whose aspect ratio is nearest to the image's, a waste of tiles counted in: the first of
+// the list wins a tie. Returns {width, height} in pixels.
+const int64_t* select_grid(int64_t image_width, int64_t image_height,
+                           const ImageSettings& settings) {
+  const double ratio = static_cast<double>(image_width) / static_cast<double>(image_height);
+  const int64_t side = settings.tile_size;
+  int64_t most = 0;
+  for (int64_t i = 0; i < settings.num_pinpoints; ++i) {
+    const int64_t* pinpoint = settings.pinpoints + 2 * i;
+    most = std::max(most, pinpoint[0] / side * (pinpoint[1] / side));
+  }
+  const int64_t* best = settings.pinpoints;
+  double best_score = std::numeric_limits<double>::infinity();
+  for (int64_t i = 0; i < settings.num_pinpoints; ++i) {
+    const int64_t* pinpoint = settings.pinpoints + 2 * i;
+    const int64_t columns = pinpoint[0] / side, rows = pinpoint[1] / side;
+    auto waste = static_cast<double>(most - columns * rows);
+    if (settings.waste_is_share != 0) waste /= static_cast<double>(most);
+    const double of_grid = static_cast<double>(columns) / static_cast<double>(rows);
+    const double score = std::abs(of_grid - ratio) + settings.waste_weight * waste;
+    if (score < best_score) best = pinpoint, best_score = score;
+  }
+  return best;
+}
+
 Canvas stacked(int64_t first_view, int64_t views, int64_t side) {
   return {first_view, 1, side, {0, views * side, views * side}, {0, side, side}, 0};
 }
@@ -98,7 +124,8 @@ int64_t side_of_view(const ImageSettings& settings, int64_t merged_views) {
 }
 
 bool add_grid(const Visual& visual, const ImageSettings& settings, Merge* merge) {
-  const int64_t* pinpoint = select_pinpoint(visual.width, visual.height, settings);
+  const auto select = settings.chooses_by_aspect_ratio != 0 ? select_grid : select_pinpoint;
+  const int64_t* pinpoint = select(visual.width, visual.height, settings);
   const int64_t columns = pinpoint[0] / settings.tile_size;
   const int64_t rows = pinpoint[1] / settings.tile_size;
   const int64_t first_tile = settings.has_base_view ? 1 : 0;

@@ -27,7 +27,10 @@ struct ImageSettings {
   int64_t token_threshold;      // of anyres_thresholded_N, 0 for none
   int64_t image_separator;
   int64_t image_start_end;
+  int64_t chooses_by_aspect_ratio;  // --grid-choice aspect_ratio
+  int64_t waste_is_share;       // --grid-waste share
   int64_t num_pinpoints;
+  double waste_weight;          // --grid-waste-weight
   const int64_t* pinpoints;     // [num_pinpoints, 2], (width, height) in pixels
 };
 constexpr int64_t kFlat = 0, kSpatial = 1, kUnpad = 2;

@@ -14,6 +14,8 @@ MERGE_TYPES = (
 )
 UNPAD_ROUNDINGS = ("llava", "hf")
 RESIZE_MODES = ("shortest_edge_crop", "squash")
+GRID_CHOICES = ("resolution", "aspect_ratio")
+GRID_WASTES = ("share", "tiles")
 MULTI_IMAGE_VIEWS = ("one_padded", "as_single")
 _ANYRES_NUMBER = re.compile(r"anyres_(max|thresholded)_([1-9][0-9]*)")
 
@@ -65,6 +67,13 @@ class ImageSettings:
     """What each image of a sample that has several gives: 'one_padded' view, or 'as_single' the
     views of an image alone."""
 
+    grid_choice: str = "resolution"
+    """'resolution' (LLaVA-NeXT's choice), or 'aspect_ratio'; see vision/anyres.py."""
+
+    grid_waste_weight: float = 0.1
+    grid_waste: str = "share"
+    """Of 'aspect_ratio': what unused tiles count, as a 'share' of the most or by 'tiles'."""
+
     image_newline: bool = True
     """Whether the model has the learned row that ends unpadded rows."""
 
@@ -100,6 +109,7 @@ class ImageSettings:
                 "which --no-image-newline leaves out: give --image-newline, or flat or spatial"
             )
         self._check_pinpoints()
+        self._check_grid_choice()
         if self.tile_position_embedding and not self.uses_grid:
             raise ValueError(
                 f"--tile-position-embedding needs tiles, which --image-aspect-ratio "
@@ -187,6 +197,18 @@ class ImageSettings:
                     f"--image-grid-pinpoints: ({width}, {height}) is not a positive multiple of "
                     f"the tile size {self.tile_size} in both directions"
                 )
+
+    def _check_grid_choice(self) -> None:
+        check_choice("--grid-choice", self.grid_choice, GRID_CHOICES)
+        check_choice("--grid-waste", self.grid_waste, GRID_WASTES)
+        weight = self.grid_waste_weight
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"--grid-waste-weight {weight}: expected a number of at least 0")
+        if self.grid_choice == "aspect_ratio" and not self.uses_grid:
+            raise ValueError(
+                f"--grid-choice aspect_ratio needs grids, which --image-aspect-ratio "
+                f"{self.image_aspect_ratio} never makes: choose an anyres mode or drop it"
+            )
 
 
 def check_patch_size(tile_size: int, patch_size: int) -> None:

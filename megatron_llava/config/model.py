@@ -172,9 +172,27 @@ class ImageConfig:
     )
     image_grid_pinpoints: str | None = flag(
         None,
-        "Grids: a range (1x1),...,(6x6), tiles 336x{2x2,1x{2,3}}, or a list of pixel sizes",
+        "Grids: a range (1x1),...,(6x6), tiles 336x{2x2,1x{2,3}}, max_patches=6, or a list of "
+        "sizes in pixels",
         from_checkpoint="overridable",
         parse=_pinpoints_text,
+    )
+    grid_choice: Literal["resolution", "aspect_ratio"] = flag(
+        "resolution",
+        "Which grid an image gets: the one that keeps most of its pixels (LLaVA-NeXT), or the one "
+        "of the nearest aspect ratio that wastes few tiles",
+        from_checkpoint="overridable",
+    )
+    grid_waste_weight: float = flag(
+        0.1,
+        "With --grid-choice aspect_ratio: what the tiles count that a grid has less than the "
+        "largest, against a difference of aspect ratios (width / height)",
+        from_checkpoint="overridable",
+    )
+    grid_waste: Literal["share", "tiles"] = flag(
+        "share",
+        "Whether those tiles count as a share of the largest grid's, or one by one",
+        from_checkpoint="overridable",
     )
     mm_patch_merge_type: str | None = flag(
         None,

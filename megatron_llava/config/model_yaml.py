@@ -89,6 +89,7 @@ def _without_replaced_grid(values: dict[str, Any], config: RunConfig) -> dict[st
     if "image_aspect_ratio" in explicit and config.image.image_aspect_ratio in ("square", "pad"):
         # One view has no grid: the model's list goes with the mode that the user replaced.
         kept.pop("image_grid_pinpoints", None)
+        kept.pop("grid_choice", None)
     if "image_grid_pinpoints" in explicit:
         # The order says how the list is written, so the model's is not the user's list's.
         kept.pop("pinpoint_order", None)

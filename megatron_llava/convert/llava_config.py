@@ -234,7 +234,7 @@ def llava_config(mapping: dict[str, Any], base: dict[str, Any], dtype_name: str)
         config["mm_vision_tower"] = _name_of_tower(mapping)
     grids = mapping.get("image_grid_pinpoints")
     if grids:
-        config["image_grid_pinpoints"] = _width_first(mapping)
+        config["image_grid_pinpoints"] = width_first(mapping)
     return config
 
 
@@ -251,12 +251,13 @@ def _name_of_tower(mapping: dict[str, Any]) -> str:
     return "vision_tower"
 
 
-def _width_first(mapping: dict[str, Any]) -> Any:
+def width_first(mapping: dict[str, Any]) -> Any:
     """The grid list as the original code reads it; a list of the same order is given back as is."""
     from megatron_llava.vision.anyres import parse_grid_pinpoints
 
     grids = mapping["image_grid_pinpoints"]
-    if mapping["pinpoint_order"] == "wh":
+    # Of texts the original code reads a range and a list.
+    if mapping["pinpoint_order"] == "wh" and not (isinstance(grids, str) and grids[0] not in "(["):
         return grids
     side = mapping["vision_image_size"]
     return [list(pair) for pair in parse_grid_pinpoints(grids, side, mapping["pinpoint_order"])]

@@ -188,9 +188,12 @@ class _ImageSettings(ctypes.Structure):
                 "token_threshold",
                 "image_separator",
                 "image_start_end",
+                "chooses_by_aspect_ratio",
+                "waste_is_share",
                 "num_pinpoints",
             )
         ],
+        ("waste_weight", ctypes.c_double),
         ("pinpoints", ctypes.c_void_p),
     ]
 
@@ -226,6 +229,9 @@ def _image_settings(image: ImageSettings) -> _ImageSettings:
         token_threshold=image.token_threshold or 0,
         image_separator=image.image_separator,
         image_start_end=image.image_start_end,
+        chooses_by_aspect_ratio=image.grid_choice == "aspect_ratio",
+        waste_is_share=image.grid_waste == "share",
+        waste_weight=image.grid_waste_weight,
         num_pinpoints=len(pinpoints),
         pinpoints=pinpoints.ctypes.data,
     )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import VideoSettings
-from megatron_llava.vision.anyres import Size, select_best_resolution
+from megatron_llava.vision.anyres import Size, select_canvas
 
 NEWLINE = -1
 """Tap that stands for the learned image_newline row, row 0 of the special rows."""
@@ -110,7 +110,7 @@ def grid_of_image(image_size: Size, settings: ImageSettings) -> Size:
     check_size(image_size)
     # Sizes read from an array are 32 bit there, and an area may not fit.
     size = int(image_size[0]), int(image_size[1])
-    width, height = select_best_resolution(size, settings.grid_pinpoints)
+    width, height = select_canvas(size, settings)
     return width // settings.tile_size, height // settings.tile_size
 
 

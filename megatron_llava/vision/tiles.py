@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.vision.anyres import Size, select_best_resolution
+from megatron_llava.vision.anyres import Size, select_canvas
 from megatron_llava.vision.token_layout import number_of_views
 
 # Resizing or padding a thin strip can ask for far more pixels than the strip has.
@@ -112,7 +112,7 @@ def image_views(
     first_tile = int(settings.has_base_view)
     if first_tile:
         views[0] = np.asarray(_resized(image, size, (side, side))).transpose(2, 0, 1)
-    canvas = _letterbox(image, size, select_best_resolution(size, settings.grid_pinpoints))
+    canvas = _letterbox(image, size, select_canvas(size, settings))
     rows, columns = canvas.shape[0] // side, canvas.shape[1] // side
     tiles = views[first_tile:].reshape(rows, columns, 3, side, side)
     tiles[:] = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
@@ -186,7 +186,7 @@ def enough_pixels(size: Size, settings: ImageSettings, *, single_view: bool = Fa
     side = settings.tile_size
     grid = not single_view and settings.image_aspect_ratio not in ("pad", "square")
     if grid:
-        width, height = _touching(size, select_best_resolution(size, settings.grid_pinpoints))
+        width, height = _touching(size, select_canvas(size, settings))
         if settings.has_base_view:
             width, height = max(width, side), max(height, side)
         return 2 * width, 2 * height

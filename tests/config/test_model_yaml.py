@@ -59,9 +59,11 @@ def test_explicit_image_and_starting_values_win():
 
 @pytest.mark.parametrize("ratio", ["square", "pad"])
 def test_one_view_leaves_the_checkpoints_grid(ratio):
-    mapping = {"image": {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[336, 672]]}}
+    image = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[336, 672]]}
+    mapping = {"image": image | {"grid_choice": "aspect_ratio"}}
     config = RunConfig().with_values({"image_aspect_ratio": ratio}, "flag")
-    assert fill_model_from(config, mapping, "m").image.image_grid_pinpoints is None
+    filled = fill_model_from(config, mapping, "m").image
+    assert (filled.image_grid_pinpoints, filled.grid_choice) == (None, "resolution")
     assert fill_model_from(RunConfig(), mapping, "m").image.image_grid_pinpoints == "[[336, 672]]"
 
 

@@ -77,6 +77,7 @@ def test_new_grids_reach_config_and_processor(source, mapping, tmp_path):
         ("rotary_base", 5e5),
         ("image_aspect_ratio", "anyres_max_9"),
         ("mm_patch_merge_type", "flat"),
+        ("grid_choice", "aspect_ratio"),
         ("unpad_round", "llava"),
         ("image_mean", [0.5, 0.5, 0.5]),
         ("image_resize_mode", "squash"),

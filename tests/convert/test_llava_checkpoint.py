@@ -19,6 +19,7 @@ from megatron_llava.convert.llava_checkpoint import (
     import_llava,
     open_llava,
 )
+from megatron_llava.convert.llava_config import width_first
 from megatron_llava.convert.root_files import read_root_mapping
 from megatron_llava.convert.verify import verify
 from megatron_llava.convert.verify_logits import LOGITS_THRESHOLD, verify_logits
@@ -152,6 +153,21 @@ def test_from_transformers_to_the_original_code(core_process, tmp_path):
     assert config["image_aspect_ratio"] == "anyres_max_2"
     hf = json.loads((source / "config.json").read_text())
     assert config["image_grid_pinpoints"] == [pair[::-1] for pair in hf["image_grid_pinpoints"]]
+
+
+@pytest.mark.parametrize(
+    ("grids", "order", "written"),
+    [
+        ("(1x1),...,(2x2)", "wh", "(1x1),...,(2x2)"),
+        ("[[336, 672]]", "wh", "[[336, 672]]"),
+        ([[336, 672]], "hw", [[672, 336]]),
+        ("336x{1x2,2x2}", "wh", [[336, 672], [672, 672]]),
+        ("max_patches=2", "wh", [[336, 336], [672, 336]]),
+    ],
+)
+def test_grids_are_written_as_the_original_code_reads_them(grids, order, written):
+    mapping = {"image_grid_pinpoints": grids, "pinpoint_order": order, "vision_image_size": 336}
+    assert width_first(mapping) == written
 
 
 def edit_config(folder, **changes):

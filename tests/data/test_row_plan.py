@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plan_library import compile_plan
 
-from megatron_llava.config.image import MERGE_TYPES, ImageSettings
+from megatron_llava.config.image import GRID_CHOICES, GRID_WASTES, MERGE_TYPES, ImageSettings
 from megatron_llava.config.video import NEWLINE_POSITIONS, POOL_MODES, VideoSettings
 from megatron_llava.data import row_plan_library
 from megatron_llava.data.row_plan import (
@@ -68,6 +68,11 @@ def image_settings_strategy(draw) -> ImageSettings:
         else tuple((a * tile_size, b * tile_size) for a, b in grids),
         mm_patch_merge_type=draw(st.sampled_from(MERGE_TYPES)),
         unpad_round=draw(st.sampled_from(["llava", "hf"])),
+        grid_choice="resolution"
+        if aspect_ratio in ("square", "pad")
+        else draw(st.sampled_from(GRID_CHOICES)),
+        grid_waste=draw(st.sampled_from(GRID_WASTES)),
+        grid_waste_weight=draw(st.sampled_from([0.0, 0.1, 0.25, 1.0])),
         image_separator=draw(st.booleans()),
         image_start_end=draw(st.booleans()),
     )

@@ -25,6 +25,11 @@ SUBSET = (
     "--image-grid-pinpoints=(1x1),...,(6x6)",
     "--seq-length=32768",
 )
+FIVE_PATCHES = (
+    "--image-grid-pinpoints=max_patches=5",
+    "--grid-choice=aspect_ratio",
+    "--mm-patch-merge-type=flat",
+)
 EVERYTHING = "learn (mm_mlp_adapter, mm_vision_tower, mm_language_model)"
 
 
@@ -80,7 +85,7 @@ RECIPES = [
         *("1233 steps of 128", "learn (mm_mlp_adapter, mm_language_model)", "37 warmup steps"),
     ),
     recipe(
-        *("D4", NEXT, 32, 100_000, 64, ["--lr=2e-5", CLIMB]),
+        *("D4", NEXT, 32, 100_000, 64, ["--lr=2e-5", CLIMB, *FIVE_PATCHES]),
         *("1563 steps of 64 samples = 32 data-parallel ranks x 2", EVERYTHING),
     ),
     recipe(

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_llava.vision.anyres import parse_grid_pinpoints, select_best_resolution
+from megatron_llava.vision.anyres import (
+    grids_of_max_patches,
+    parse_grid_pinpoints,
+    select_best_resolution,
+    select_grid,
+)
 
 FIVE = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
@@ -160,3 +165,50 @@ def test_choice_keeps_most_pixels_then_wastes_fewest(
 
     # min() keeps the first of equals, as the rule asks.
     assert select_best_resolution((width, height), sizes) == min(sizes, key=rank)
+
+
+def of_patches(size: tuple[int, int], most: int, **how: Any) -> tuple[int, int]:
+    """(rows, columns), as that search gives them."""
+    settings = {"weight": 0.1, "by_share": True} | how
+    width, height = select_grid(
+        size, parse_grid_pinpoints(f"max_patches={most}", 336), 336, **settings
+    )
+    return height // 336, width // 336
+
+
+@pytest.mark.proves("A12")
+@pytest.mark.parametrize(
+    ("height", "width", "most", "grid"),
+    [
+        *[(1080, 1920, 5, (1, 2)), (1080, 1920, 6, (2, 3)), (1080, 1920, 9, (2, 4))],
+        *[(1920, 1080, 5, (2, 1)), (336, 336, 5, (2, 2)), (500, 400, 1, (1, 1))],
+    ],
+)
+def test_grid_of_at_most_so_many_patches(height, width, most, grid) -> None:
+    assert of_patches((width, height), most) == grid
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 30), st.sampled_from([0.1, 0.7]))
+def test_no_grid_scores_less(width: int, height: int, most: int, weight: float) -> None:
+    grids = [(n, m) for n in range(1, most + 1) for m in range(1, most + 1)]
+    grids = [(n, m) for n, m in grids if n * m <= most and n * n <= most]
+    assert sorted(grids) == sorted((n, m) for m, n in grids_of_max_patches(most))
+    for by_share in (True, False):
+        scores = {}
+        for n, m in grids:
+            waste = (most - n * m) / most if by_share else most - n * m
+            scores[n, m] = abs(m / n - width / height) + weight * waste
+        found = of_patches((width, height), most, weight=weight, by_share=by_share)
+        assert scores[found] == pytest.approx(min(scores.values()))
+
+
+@pytest.mark.proves("A13")
+def test_weight_and_form_of_the_waste() -> None:
+    size = (1920, 1080)
+    assert of_patches(size, 6) == (2, 3)
+    # Without it the nearest ratio wins, though it has four patches of nine.
+    assert of_patches((500, 500), 9, weight=0.0) == (1, 1)
+    assert of_patches((500, 500), 9, weight=0.1) == (3, 3)
+    # One by one, the patch that 2 x 2 has less than 1 x 5 counts as much as four ratios.
+    assert of_patches((500, 400), 5, weight=4.0, by_share=True) == (2, 2)
+    assert of_patches((500, 400), 5, weight=4.0, by_share=False) == (1, 5)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from published_settings import NEXT, ONEVISION
 
 from megatron_llava.config.video import VideoSettings
+from megatron_llava.vision.anyres import parse_grid_pinpoints
 from megatron_llava.vision.token_layout import (
     number_of_tokens,
     number_of_video_tokens,
@@ -65,6 +66,30 @@ def test_budgets_of_the_largest_image(views, budget):
         assert number_of_tokens(size, thresholded) <= budget
 
     check()
+
+
+PATCHES = replace(
+    NEXT,
+    grid_pinpoints=parse_grid_pinpoints("max_patches=6", 336),
+    grid_choice="aspect_ratio",
+    mm_patch_merge_type="flat",
+)
+
+
+@pytest.mark.proves("A14")
+def test_a_screen_of_at_most_six_patches():
+    assert number_of_views((1920, 1080), PATCHES) == 7
+    assert number_of_tokens((1920, 1080), PATCHES) == 7 * 576 == 4032
+    # A small image is not enlarged by LLaVA-NeXT's choice among the same grids.
+    assert number_of_views((300, 300), PATCHES) == 5
+    assert number_of_views((300, 300), replace(PATCHES, grid_choice="resolution")) == 2
+
+
+@pytest.mark.proves("A15")
+@pytest.mark.parametrize(("most", "views"), [(6, 7), (4, 5), (2, 3)])
+def test_presets_of_quality(most, views):
+    grids = parse_grid_pinpoints(f"max_patches={most}", 336)
+    assert number_of_views((900, 600), replace(PATCHES, grid_pinpoints=grids)) == views
 
 
 @pytest.mark.proves("A9")
