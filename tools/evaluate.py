@@ -37,6 +37,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_video_flags(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from this probability")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--rows-per-pack", type=int, default=4096)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--bf16", action="store_true")
@@ -68,11 +73,19 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from megatron_llava.inference.generate import generate
     from megatron_llava.inference.load import load_model
     from megatron_llava.inference.questions import read_questions
+    from megatron_llava.inference.sampling import Sampling
     from megatron_llava.inference.scorers import accuracy_by_kind, exact_match
     from megatron_llava.parallel.groups import initialize_groups
     from megatron_llava.text.known_templates import get_template
     from megatron_llava.text.tokenizer import load_tokenizer
 
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        seed=arguments.seed,
+    )
     tokenizer = load_tokenizer(arguments.tokenizer_model or Path(arguments.load) / "hf")
     template = get_template(arguments.conversation_template, tokenizer)
     template.check_tokenizer(tokenizer)
@@ -101,6 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         max_new_tokens=arguments.max_new_tokens,
         stop_token_ids=template.stop_token_ids(tokenizer),
         rows_per_pack=arguments.rows_per_pack,
+        sampling=sampling,
     )
     rows = []
     for question, result in zip(questions, generated, strict=True):

@@ -1,14 +1,15 @@
-"""Greedy generation for many prompts at once.
+"""Generation for many prompts at once.
 
-Prompts share packs as training samples do, and the images of a pack are encoded once. There is no
-key/value cache: each new token runs the language model over the pack again, which suits the short
-answers of an evaluation. Works on one pipeline stage, at any tensor-parallel size.
+Prompts share packs as training samples do. A pack is computed once, and its keys and values are
+kept: each step then computes one row of each answer. Works on one pipeline stage, at any
+tensor-parallel size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from megatron_llava.data.collate import collate
 from megatron_llava.data.row_plan import visuals_of_samples
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.sample import Sample
+from megatron_llava.inference.sampling import Sampling, TokenChooser
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.ops.key_value_cache import KeyValueCache
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 
 
@@ -59,13 +62,15 @@ def generate(
     max_new_tokens: int,
     stop_token_ids: Sequence[int],
     rows_per_pack: int,
+    sampling: Sampling | None = None,
 ) -> Iterator[Generated]:
-    """Answer every prompt greedily, in order.
+    """Answer every prompt, in order.
 
     Args:
         max_new_tokens: an answer that has not ended by then is cut there.
         stop_token_ids: tokens that end an answer.
         rows_per_pack: positions that share a forward pass; a longer prompt gets one of its own.
+        sampling: how tokens are chosen; None for the likeliest.
 
     Raises:
         ValueError: one line naming the prompt, for a token or an image that cannot be used.
@@ -75,8 +80,19 @@ def generate(
     for prompt in prompts:
         _check_tokens(prompt, model.vocab_size)
     model.eval()
+    number = 0
     for pack in _packs(prompts, settings, rows_per_pack, max_new_tokens):
-        yield from _generate_pack(model, pack, settings, max_new_tokens, set(stop_token_ids))
+        choosers = [
+            TokenChooser(sampling or Sampling(), number + place, _text_ids(prompt))
+            for place, prompt in enumerate(pack)
+        ]
+        number += len(pack)
+        stops = set(stop_token_ids)
+        yield from _generate_pack(model, pack, settings, max_new_tokens, stops, choosers)
+
+
+def _text_ids(prompt: Sample) -> list[int]:
+    return prompt.token_ids[prompt.token_ids != IMAGE_TOKEN_INDEX].tolist()
 
 
 def _check_tokens(prompt: Sample, vocab_size: int) -> None:
@@ -123,45 +139,39 @@ def _generate_pack(
     settings: ImageSettings,
     max_new_tokens: int,
     stops: set[int],
+    choosers: list[TokenChooser],
 ) -> list[Generated]:
     device = model.pixel_table.device
+    multiple = _row_multiple(model)
+    batch = collate(prompts, settings, pad_multiple=multiple).to_torch(device)
+    cache = KeyValueCache(batch.cu_seqlens, room=max_new_tokens - 1)
+    hidden = model.decode(batch, cache=cache)
+    rows = batch.cu_seqlens[1 : len(prompts) + 1].long() - 1
+    # The padding of a pack is a sequence too.
+    tokens = torch.zeros(math.ceil(len(cache.lengths) / multiple) * multiple, dtype=torch.long)
     answers: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    features_FH = first_logits = None
-    for _ in range(max_new_tokens):
-        batch = collate(
-            [_extended(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)],
-            settings,
-            pad_multiple=_row_multiple(model),
-            with_pixels=features_FH is None,
-        ).to_torch(device)
-        if features_FH is None:
-            features_FH = model.visual_features(batch)
-        hidden = model.decode(batch, features_FH)
-        last_rows = batch.cu_seqlens[1 : len(prompts) + 1].long() - 1
+    first_logits = None
+    for step in range(max_new_tokens):
         logits = tensor_parallel.gather_from_tensor_model_parallel_region(
-            model.logits(hidden, last_rows)
+            model.logits(hidden, rows)
         )[:, : model.vocab_size].float()
         first_logits = logits if first_logits is None else first_logits
-        for number, token in enumerate(logits.argmax(-1).tolist()):
-            ended[number] = ended[number] or token in stops
+        for number, answer in enumerate(answers):
             if not ended[number]:
-                answers[number].append(token)
-        if all(ended):
+                tokens[number] = choosers[number].choose(logits[number])
+                ended[number] = int(tokens[number]) in stops
+            if not ended[number]:
+                answer.append(int(tokens[number]))
+        if all(ended) or step + 1 == max_new_tokens:
             break
+        hidden = model.decode_next(tokens.to(device), cache)
+        rows = torch.arange(len(prompts), device=device)
     assert first_logits is not None
     return [
         Generated(token_ids=tuple(answer), prompt_logits=first_logits[number].cpu())
         for number, answer in enumerate(answers)
     ]
-
-
-def _extended(prompt: Sample, answer: list[int]) -> Sample:
-    """The prompt with what was answered so far."""
-    assert IMAGE_TOKEN_INDEX not in answer
-    token_ids = np.concatenate((prompt.token_ids, np.array(answer, dtype=prompt.token_ids.dtype)))
-    mask = np.zeros(len(token_ids), dtype=np.uint8)
-    return replace(prompt, token_ids=token_ids, label_mask=mask)
 
 
 def _row_multiple(model: LlavaModel) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
@@ -27,6 +28,7 @@ from megatron_llava.models.specs import PackedSequences
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.exchange import exchange_rows
 from megatron_llava.ops.fp8_delayed import DelayedScales
+from megatron_llava.ops.key_value_cache import KeyValueCache
 from megatron_llava.ops.tiles_to_patches import pixel_table, tiles_to_patches
 from megatron_llava.ops.visual_pack import PackPlan, visual_pack
 
@@ -191,8 +193,18 @@ class LlavaModel(MegatronModule):
         alone = self.alignment is not None and self.alignment.alone and self.training
         return alone and self.pre_process and self.post_process and self.fp8_scales is None
 
-    def decode(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [R, 1, H] after this stage's decoder layers; arguments as ``embed``."""
+    def decode(
+        self,
+        batch: TensorBatch,
+        features_FH: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [R, 1, H] after this stage's decoder layers.
+
+        Args:
+            batch, features_FH: as ``embed``.
+            cache: is filled with the keys and values, for ``decode_next``.
+        """
         decoder_input = self.embed(batch, features_FH) if self.pre_process else None
         if decoder_input is not None and self.config.recompute_granularity == "full":
             # Core recomputes a layer in the backward only if the input of its forward has one, and
@@ -205,6 +217,7 @@ class LlavaModel(MegatronModule):
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
             row_order=batch.row_order,
+            cache=cache,
         )
         if self.fp8_scales is not None:
             packed.fp8_pass = self.fp8_scales.begin_forward()
@@ -223,6 +236,26 @@ class LlavaModel(MegatronModule):
         if self.fp8_scales is not None:
             self.fp8_scales.end_forward(packed.fp8_pass)
         return hidden_RBH
+
+    def decode_next(self, tokens_R: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Hidden states [R, 1, H] of one more row of each sequence that ``cache`` holds.
+
+        Args:
+            tokens_R: int64, the row's token in each of the sequences, and padding behind.
+        """
+        language_model = self.language_model
+        rows_RBH = language_model.embedding.word_embeddings(tokens_R[None])[0][:, None]
+        if self.config.sequence_parallel:
+            rows_RBH = tensor_parallel.scatter_to_sequence_parallel_region(rows_RBH)
+        positions_P = cache.next_positions()
+        rotary_SBGD = language_model.rotary_pos_emb(cache.longest, packed_seq=True)
+        positions_R = F.pad(positions_P, (0, len(tokens_R) - len(positions_P)))
+        return language_model.decoder(
+            hidden_states=rows_RBH,
+            attention_mask=None,
+            rotary_pos_emb=rotary_SBGD[:, 0].index_select(0, positions_R),
+            packed_seq_params=PackedSequences(qkv_format="thd", cache=cache),
+        )
 
     def logits(self, hidden_RBH: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits [L, W] of the given rows; columns beyond the vocabulary are the minimum."""

@@ -46,6 +46,7 @@ from megatron_llava.models.fp8_layers import (
 from megatron_llava.ops.attention import dense_attention, packed_attention
 from megatron_llava.ops.exchange import context_parallel_attention
 from megatron_llava.ops.fp8_delayed import ForwardPass
+from megatron_llava.ops.key_value_cache import KeyValueCache
 from megatron_llava.peft.layers import add_adapters
 
 # As in core's own local spec: a checkpoint has Transformer Engine's names, in which the norms
@@ -72,6 +73,8 @@ class PackedSequences(PackedSeqParams):
     """int64, the positions that context-parallel ranks hold, rank after rank."""
     fp8_pass: ForwardPass | None = None
     """The scales of this microbatch, with emulated FP8 and delayed scaling."""
+    cache: KeyValueCache | None = None
+    """Of generation: what the rows before have left for those to come."""
 
 
 class Norm(torch.nn.Module):
@@ -118,6 +121,7 @@ class CoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.backend = backend
+        self.layer_number = layer_number
         assert not config.attention_dropout, "local attention has no dropout"
         assert attn_mask_type in (AttnMaskType.causal, AttnMaskType.no_mask), attn_mask_type
         self.causal = attn_mask_type == AttnMaskType.causal
@@ -139,6 +143,12 @@ class CoreAttention(MegatronModule):
         if packed_seq_params is None:
             return dense_attention(query, key, value, causal=self.causal, scale=self.softmax_scale)
         assert isinstance(packed_seq_params, PackedSequences)
+        cache = packed_seq_params.cache
+        if cache is not None:
+            assert self.causal and self.context_group is None
+            if cache.holds_prompt:
+                return cache.attend(self.layer_number, query, key, value, self.softmax_scale)
+            cache.fill(self.layer_number, key, value)
         if self.context_group is not None:
             assert self.causal
             return context_parallel_attention(

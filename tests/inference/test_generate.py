@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+
+from megatron_llava.inference.sampling import Sampling
 
 NEW_TOKENS = 8
 
 
-def generate(pair, questions, stops=(), max_new_tokens=NEW_TOKENS, rows_per_pack=1024):
+def generate(
+    pair, questions, stops=(), max_new_tokens=NEW_TOKENS, rows_per_pack=1024, sampling=None
+):
     from megatron_llava.inference.generate import generate
 
     prompts = [question.prompt for question in questions]
@@ -20,6 +25,7 @@ def generate(pair, questions, stops=(), max_new_tokens=NEW_TOKENS, rows_per_pack
             max_new_tokens=max_new_tokens,
             stop_token_ids=stops,
             rows_per_pack=rows_per_pack,
+            sampling=sampling,
         )
     )
 
@@ -80,17 +86,73 @@ def test_a_pack_encodes_its_images_once(pair, questions, monkeypatch, rows_per_p
 def test_packs_hold_no_more_rows_than_allowed(pair, questions, monkeypatch):
     rows, original = [], pair.model.decode
 
-    def decode(batch, features=None):
+    def decode(batch, cache):
         rows.append(batch.num_rows)
-        return original(batch, features)
+        return original(batch, cache=cache)
 
     monkeypatch.setattr(pair.model, "decode", decode)
     generate(pair, questions, rows_per_pack=10**6)
-    together = max(rows)
+    (together,) = rows
     rows.clear()
-    generate(pair, questions, rows_per_pack=together // 2)
-    assert max(rows) <= together // 2
-    assert len(rows) < NEW_TOKENS * len(questions)
+    generate(pair, questions, rows_per_pack=together // 2 + NEW_TOKENS * len(questions))
+    assert max(rows) < together
+    assert 1 < len(rows) < len(questions)
+
+
+@pytest.mark.proves("E2")
+def test_kept_keys_and_values_give_what_computing_all_rows_again_gives(pair, questions, answers):
+    extended = [question.prompt for question in questions]
+    for step in range(NEW_TOKENS):
+        asked = [replace(q, prompt=p) for q, p in zip(questions, extended, strict=True)]
+        found = generate(pair, asked, max_new_tokens=1)
+        tokens = [answer.token_ids[0] for answer in found]
+        assert tokens == [answer.token_ids[step] for answer in answers]
+        extended = [_with_token(p, t) for p, t in zip(extended, tokens, strict=True)]
+
+
+def _with_token(prompt, token):
+    ids = np.append(prompt.token_ids, prompt.token_ids.dtype.type(token))
+    return replace(prompt, token_ids=ids, label_mask=np.zeros(len(ids), np.uint8))
+
+
+@pytest.mark.proves("E2")
+def test_an_image_is_seen_once_however_long_the_answer(pair, questions, monkeypatch):
+    seen, original = [], pair.model.vision_model.forward
+    monkeypatch.setattr(
+        pair.model.vision_model, "forward", lambda x: seen.append(len(x)) or original(x)
+    )
+    generate(pair, questions[:1], max_new_tokens=5)
+    assert len(seen) == 1
+
+
+@pytest.mark.proves("C14")
+def test_repetitions_are_penalised_as_transformers_does(pair, questions, answers):
+    sampling = Sampling(repetition_penalty=1.6)
+    found = generate(pair, questions, sampling=sampling)
+    assert [a.token_ids for a in found] != [a.token_ids for a in answers]
+    for question, answer in zip(questions, found, strict=True):
+        inputs = pair.hf.inputs(question)
+        output = pair.hf.model.generate(
+            **inputs,
+            do_sample=False,
+            repetition_penalty=1.6,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=-1,
+            pad_token_id=0,
+        )
+        assert answer.token_ids == tuple(output[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+@pytest.mark.proves("C14")
+def test_draws_follow_the_seed_and_not_the_packs(pair, questions):
+    hot = Sampling(temperature=2.0, top_p=0.95, seed=3)
+    found = generate(pair, questions, sampling=hot)
+    alone = generate(pair, questions, sampling=hot, rows_per_pack=1)
+    assert [a.token_ids for a in found] == [a.token_ids for a in alone]
+    other = generate(pair, questions, sampling=replace(hot, seed=4))
+    assert [a.token_ids for a in found] != [a.token_ids for a in other]
+    twice = generate(pair, [questions[0], questions[0]], sampling=hot)
+    assert twice[0].token_ids != twice[1].token_ids
 
 
 def test_a_stop_token_ends_its_answer_and_no_other(pair, questions, answers):
