@@ -152,7 +152,10 @@ def one_run(folder: Path) -> dict[str, Case]:
             0,
         ),
         "evaluate adapters": Case(
-            evaluate, [*answers, "--load", adapters, "--base", root], ["4 questions"], 0
+            evaluate,
+            [*answers, "--load", adapters, "--base", root, "--scorer", "mme"],
+            ["4 questions", "% accuracy+", "points"],
+            0,
         ),
     }
 

@@ -6,9 +6,12 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from megatron_llava.config.cli import exit_with_error
 from megatron_llava.data.visual_flags import add_video_flags, visual_settings
+from megatron_llava.inference.answered import Answered
+from megatron_llava.inference.scorers import SCORERS, scores_by_kind
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
 from megatron_llava.platform.device import (
     join_process_group,
@@ -27,6 +30,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--tokenizer-model", help="default: the hf/ folder of --load")
     parser.add_argument("--conversation-template", required=True)
+    parser.add_argument(
+        "--scorer",
+        default="exact_match",
+        choices=list(SCORERS),
+        help="what is printed: equal texts, or the measure of a benchmark",
+    )
     parser.add_argument("--output", help="JSONL file for the answers")
     parser.add_argument("--blank-images", action="store_true", help="grey out every image")
     parser.add_argument(
@@ -58,6 +67,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output {arguments.output}: there is no such folder")
 
 
+def shown(name: str, value: float) -> str:
+    """A measure as it is printed; that of exact match has no need of a name."""
+    if name == "score":
+        return f"{value:7.1f} points"
+    return f"{100 * value:6.1f} %" + ("" if name == "exact match" else f" {name}")
+
+
 def until_stop(text: str, stop_strings: tuple[str, ...]) -> str:
     """The answer before the first stop string, for ends that are no single token."""
     for stop in stop_strings:
@@ -66,7 +82,7 @@ def until_stop(text: str, stop_strings: tuple[str, ...]) -> str:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Generate, write the answers, print exact match by kind of question."""
+    """Generate, write the answers, print scores by kind of question."""
     check(arguments)
     device = set_up_device(select_device(arguments.device))
     from megatron_llava.config.parallel import ParallelConfig
@@ -74,7 +90,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from megatron_llava.inference.load import load_model
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.inference.sampling import Sampling
-    from megatron_llava.inference.scorers import accuracy_by_kind, exact_match
     from megatron_llava.parallel.groups import initialize_groups
     from megatron_llava.text.known_templates import get_template
     from megatron_llava.text.tokenizer import load_tokenizer
@@ -116,27 +131,35 @@ def evaluate(arguments: argparse.Namespace) -> None:
         rows_per_pack=arguments.rows_per_pack,
         sampling=sampling,
     )
-    rows = []
-    for question, result in zip(questions, generated, strict=True):
-        rows.append(
-            {
-                "id": question.id,
-                "kind": question.kind,
-                "image": question.images[0] if question.images else None,
-                "question": question.text,
-                "answer": until_stop(tokenizer.decode(result.token_ids), template.stop_strings),
-                "truth": question.truth,
-            }
-        )
+    rows = [
+        {
+            "id": question.id,
+            "kind": question.kind,
+            "image": question.images[0] if question.images else None,
+            "question": question.text,
+            "answer": until_stop(tokenizer.decode(result.token_ids), template.stop_strings),
+            "truth": question.truths[0],
+            "truths": list(question.truths),
+        }
+        for question, result in zip(questions, generated, strict=True)
+    ]
     if arguments.output is not None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         Path(arguments.output).write_text(text, encoding="utf-8")
-    scores = accuracy_by_kind(
-        (row["kind"], exact_match(row["answer"], row["truth"])) for row in rows
-    )
-    for kind, score in sorted(scores.items()):
-        print(f"{kind:<24}{100 * score:6.1f} %")
+    print_scores(rows, arguments.scorer)
     print(f"{len(rows)} questions in {time.perf_counter() - started:.1f} s")
+
+
+def print_scores(rows: list[dict[str, Any]], scorer: str) -> None:
+    """A line for each kind of question, and one for all."""
+    answered = [
+        Answered(
+            kind=row["kind"], image=row["image"], answer=row["answer"], truths=tuple(row["truths"])
+        )
+        for row in rows
+    ]
+    for kind, measures in scores_by_kind(answered, SCORERS[scorer]).items():
+        print(f"{kind:<24}" + "  ".join(shown(*measure) for measure in measures.items()))
 
 
 def main() -> None:

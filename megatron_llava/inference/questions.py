@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,14 +28,14 @@ class Question:
 
     Attributes:
         kind: the record's ``kind``; "question" where it has none.
-        truth: the answer in the record.
+        truths: the answers in the record's ``answers``; without them the one of its conversation.
     """
 
     id: str
     kind: str
     images: tuple[str, ...]
     text: str
-    truth: str
+    truths: tuple[str, ...]
     prompt: Sample
 
 
@@ -62,7 +63,7 @@ def read_questions(
     questions = []
     for source, raw in RecordFile(path):
         record = parse_record(raw, source)
-        kind = (json.loads(raw) if isinstance(raw, (str, bytes)) else raw).get("kind", "question")
+        fields = json.loads(raw) if isinstance(raw, (str, bytes)) else raw
         human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
         if human is None or [turn.role for turn in record.turns[human + 1 : human + 2]] != ["gpt"]:
             raise ValueError(f"{source}: no question with an answer after it")
@@ -75,14 +76,23 @@ def read_questions(
         questions.append(
             Question(
                 id=record.id,
-                kind=str(kind),
+                kind=str(fields.get("kind", "question")),
                 images=tuple(str(image) for image in (*record.images, *record.videos)),
                 text=record.turns[human].text,
-                truth=record.turns[human + 1].text,
+                truths=_truths(fields.get("answers"), record.turns[human + 1].text, source),
                 prompt=prompt_sample(token_ids, images, read.sizes, source),
             )
         )
     return questions
+
+
+def _truths(answers: Any, answer: str, source: str) -> tuple[str, ...]:
+    """What a question may be answered with."""
+    if answers is None:
+        return (answer,)
+    if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
+        raise ValueError(f"{source}: answers is {answers!r:.60}; give a list of texts or drop it")
+    return tuple(answers)
 
 
 def _grey(size: tuple[int, int]) -> bytes:

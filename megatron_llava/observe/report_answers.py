@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_llava.data.image_source import inside, read_image
 from megatron_llava.data.tar_records import VIDEO_SUFFIXES
-from megatron_llava.inference.scorers import exact_match
+from megatron_llava.inference.answer_match import exact_match
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.vision.tiles import image_size, open_image
 

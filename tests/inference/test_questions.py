@@ -68,7 +68,7 @@ def test_a_question_is_the_first_human_turn_and_its_answer(read, suffix):
     made = record(ASKED, "three", "sure?", "yes", image="dogs.png", kind="count")
     plain = record("hello?", "hi")
     first, second = read(made, plain, suffix=suffix)
-    assert (first.id, first.kind, first.truth) == ("seven", "count", "three")
+    assert (first.id, first.kind, first.truths) == ("seven", "count", ("three",))
     assert (first.text, first.images) == (ASKED, ("dogs.png",))
     assert first.prompt.image_sizes == ((50, 30),)
     assert (second.kind, second.images, second.prompt.images) == ("question", (), ())
@@ -166,3 +166,15 @@ def test_a_question_about_a_video(read, tmp_path):
     assert len(plain.prompt.token_ids) < len(question.prompt.token_ids)
     (blank,) = read(made, blank_images=True)
     assert len(unpack_frames(blank.prompt.images[0], "blank")) == 10
+
+
+def test_several_people_answered(read):
+    people = ["three"] * 7 + ["3"] * 3
+    (question,) = read(record(ASKED, "three", image="dogs.png", answers=people))
+    assert question.truths == tuple(people)
+
+
+@pytest.mark.parametrize("answers", ["three", [], [3], {"three": 10}])
+def test_answers_that_are_no_texts_are_refused(read, answers):
+    message = error_of(read, record(ASKED, "three", image="dogs.png", answers=answers))
+    assert "record 0 (id=seven): answers is" in message and "give a list of texts" in message
