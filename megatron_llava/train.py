@@ -114,6 +114,7 @@ def prepare(config: RunConfig) -> RunConfig:
     """
     # With torch imported above, --help and a wrong flag would take seconds.
     from megatron_llava.observe.wandb_run import check_wandb
+    from megatron_llava.ops.four_bit import check_bitsandbytes
     from megatron_llava.platform.device import (
         check_compiler,
         check_fp8_device,
@@ -141,6 +142,7 @@ def prepare(config: RunConfig) -> RunConfig:
     if config.parallel.torch_compile:
         check_compiler(device)
     check_wandb(config)
+    check_bitsandbytes(config.lora)
     check_adapters(config)
     check_outputs(config)
     image_settings(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,29 @@ def asked_of(root: Path) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     return mapping, settings, cases(mapping, settings)
 
 
-def our_logits(base: Path, adapters: Path) -> Logits:
-    """Logits of each case with the adapters beside the base, not merged."""
+def our_logits(base: Path, adapters: Path, **changes: Any) -> Logits:
+    """Logits of each case with the adapters beside the base, not merged.
+
+    Args:
+        changes: of the settings of the adapters, such as how their base is held.
+    """
     from megatron_llava.convert.megatron_reader import MegatronReader
     from megatron_llava.convert.places import build_for_compute
     from megatron_llava.convert.single_process import single_process
     from megatron_llava.convert.verify_batch import batch_of
     from megatron_llava.parallel.adapter_record import read_record
+    from megatron_llava.peft.four_bit_linears import quantize_base
+    from megatron_llava.training.freeze import freeze_parts
 
     mapping, settings, asked = asked_of(adapters)
-    lora = read_record(adapters).lora
+    lora = replace(read_record(adapters).lora, **changes)
     sources = [MegatronReader(base, mapping), MegatronReader(adapters, mapping, lora=lora)]
     state = {name: source.tensor(name) for source in sources for name in source.names()}
     with single_process(), torch.no_grad():
         model = build_for_compute(mapping, torch.float32, lora).eval()
         model.load_state_dict(state)
+        freeze_parts(model, ())
+        quantize_base([model], lora)
         batches = {name: batch_of(*case, settings) for name, case in asked.items()}
         return {
             name: model.logits(model.decode(batch), torch.arange(batch.num_rows))
@@ -49,8 +58,12 @@ def our_logits(base: Path, adapters: Path) -> Logits:
         }
 
 
-def peft_logits(root: Path, hf: Path, folder: Path | None) -> Logits:
-    """Logits of the class of transformers, with an adapter folder that `peft` loads beside it."""
+def peft_logits(root: Path, hf: Path, folder: Path | None, **loading: Any) -> Logits:
+    """Logits of the class of transformers, with an adapter folder that `peft` loads beside it.
+
+    Args:
+        loading: more for `from_pretrained`.
+    """
     import peft
 
     from megatron_llava.convert.hf_model import HFModel
@@ -58,6 +71,12 @@ def peft_logits(root: Path, hf: Path, folder: Path | None) -> Logits:
 
     _, settings, asked = asked_of(root)
     model = HFModel(hf, json.loads((hf / "config.json").read_text())["model_type"])
+    if loading:
+        model.model = type(model.model).from_pretrained(hf, dtype=torch.float32, **loading).eval()
+        for linear in model.model.modules():
+            # The kernel that bitsandbytes has for such processors multiplies in bfloat16.
+            if hasattr(linear, "support_avx512bf16_for_cpu"):
+                linear.support_avx512bf16_for_cpu = False
     if folder is not None:
         peft.PeftModel.from_pretrained(model.model, str(folder)).eval()
         if (folder / "image_newline.safetensors").is_file():
@@ -211,3 +230,37 @@ def same_from_original(folder: Path, hf: Path) -> None:
     torch.save(rest | {"model.vision_tower.x": newline["image_newline"]}, theirs / "more.bin")
     (theirs / "more.bin").rename(theirs / "non_lora_trainables.bin")
     import_peft(theirs, folder / "base", folder / "refused")
+
+
+def four_bit_beside_peft(
+    run: Path, base: Path, hf: Path, folder: Path
+) -> tuple[Logits, Logits, Logits]:
+    """A run's adapters beside their base in NF4, here and in `peft`, and beside the whole base."""
+    from transformers import BitsAndBytesConfig
+
+    from megatron_llava.convert.peft_folder import export_peft
+
+    export_peft(run, folder, base_model=str(hf))
+    whole_parts = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+    theirs = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=whole_parts,
+    )
+    return (
+        our_logits(base, run, load_in_4bit=True),
+        peft_logits(run, hf, folder, quantization_config=theirs),
+        our_logits(base, run),
+    )
+
+
+def merged_logits(run: Path, base: Path, folder: Path) -> Logits:
+    """Logits of the whole model that tools/lora.py merge makes of a run's adapters."""
+    from megatron_llava.convert.adapter_checkpoint import merge_adapters
+    from megatron_llava.convert.checkpoint import load_state
+    from megatron_llava.convert.verify_logits import megatron_logits
+
+    merge_adapters(run, base, folder)
+    mapping, _, asked = asked_of(folder)
+    return megatron_logits(folder, mapping, load_state(folder, mapping), asked)

@@ -78,6 +78,7 @@ def predicted_and_counted(arguments: list[str]) -> dict[str, dict[str, int]]:
     with open_trainer(config, torch.device("cpu"), Recorder()) as trainer:
         sizes: list[Any] = []
         parameters = [p for model in trainer.models for p in model.parameters()]
+        parameters += _packed(trainer)
         constants = [b for model in trainer.models for b in model.buffers()]
         outside = {t.untyped_storage().data_ptr() for t in [*parameters, *constants]}
         with SavedTensors(outside) as saved:
@@ -113,6 +114,16 @@ def _step(trainer: Any, sizes: list[Any]) -> None:
         rows,
         trainer.config.training.loss_reduction,
     )
+
+
+def _packed(trainer: Any) -> Iterator[torch.Tensor]:
+    """Weights that are held in 4 bits."""
+    from megatron_llava.peft.four_bit_linears import FourBitLinear
+
+    for model in trainer.models:
+        for linear in model.modules():
+            if isinstance(linear, FourBitLinear):
+                yield from linear.four_bit.tensors()
 
 
 def _gradients(trainer: Any) -> Iterator[torch.Tensor]:

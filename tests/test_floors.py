@@ -36,7 +36,15 @@ ROOMS = (
     "recipes",
     "train",
 )
-EXTRAS = ("transformer_engine", "flash_attn", "wandb", "imagehash", "datasketch", "ahocorasick")
+EXTRAS = (
+    "transformer_engine",
+    "flash_attn",
+    "wandb",
+    "imagehash",
+    "datasketch",
+    "ahocorasick",
+    "bitsandbytes",
+)
 PATCHES = Path("platform/cpu.py")
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

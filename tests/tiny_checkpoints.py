@@ -80,13 +80,13 @@ def tiny_tokenizer(text: str = "llama"):
     )
 
 
-def _text_config(text: str, tied: bool, heads: int, layers: int):
+def _text_config(text: str, tied: bool, heads: int, layers: int, hidden: int, ffn: int):
     from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
     common = {
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": 64,
-        "intermediate_size": 112,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": 2,
@@ -188,11 +188,14 @@ def tiny_llava_next(
     dtype: torch.dtype = torch.float32,
     heads: int = 4,
     layers: int = TEXT_LAYERS,
+    hidden: int = 64,
+    ffn: int = 112,
 ) -> Path:
     """Write a tiny LlavaNext folder (weights, config, tokenizer, processor) and return its path.
 
     text: llama | qwen2 | mistral; vision: clip (tile 56, layer -2) | siglip (tile 58, layer -1).
-    heads: query heads of the language model and of the tower; layers: of the language model.
+    heads: query heads of the language model and of the tower; layers, hidden, ffn: of the language
+    model.
     The image token is id 4 (`<image>`). Names are those that `save_pretrained` writes.
     """
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
@@ -202,7 +205,7 @@ def tiny_llava_next(
     grids = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     pinpoints = [[rows * tile, columns * tile] for rows, columns in grids]
     config = LlavaNextConfig(
-        text_config=_text_config(text, tied, heads, layers),
+        text_config=_text_config(text, tied, heads, layers, hidden, ffn),
         vision_config=_vision_config(vision, heads),
         image_token_index=IMAGE_TOKEN_ID,
         image_grid_pinpoints=pinpoints,

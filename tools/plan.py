@@ -21,7 +21,7 @@ from megatron_llava.config.validate import validate
 from megatron_llava.plan.layout import Machine, WorkloadOf, plan_layout
 from megatron_llava.plan.recipe import recipe
 from megatron_llava.plan.report import change_needed, listing, report
-from megatron_llava.plan.search import Planner, nearest_change, search
+from megatron_llava.plan.search import Planner, change_to_four_bit, nearest_change, search
 from megatron_llava.plan.workload import SampleSizes, Workload, workload_of_samples
 from megatron_llava.platform.gpus import GIB, GPUS
 from megatron_llava.training.start import architecture_from_checkpoint
@@ -139,7 +139,8 @@ def run(arguments: argparse.Namespace, flags: list[str]) -> None:
     print(report(layout, workload.said, planned))
     planner = Planner(config, workload_of)
     if not layout.fits:
-        print(change_needed(nearest_change(planner, machine), config, machine))
+        nearest, packed = nearest_change(planner, machine), change_to_four_bit(planner, machine)
+        print(change_needed(nearest, config, machine, packed))
     fitting = [layout] if layout.fits else []
     if arguments.search:
         fitting = [other for other in search(planner, machine) if other.fits]

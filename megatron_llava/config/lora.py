@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_llava.config.fields import flag
 
@@ -17,6 +18,10 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 TARGET_MODULES = tuple(part for parts in PARTS.values() for part in parts)
 """The linears of a decoder layer, by their names in ``transformers``."""
+
+
+FOUR_BIT_BLOCK = 64
+"""Numbers of a weight in 4 bits that share a magnitude, as in bitsandbytes and QLoRA."""
 
 
 def targeted_parts(linear: str, targets: Sequence[str]) -> tuple[str, ...]:
@@ -41,6 +46,15 @@ class LoraConfig:
     )
     lora_target_modules: tuple[str, ...] = flag(
         TARGET_MODULES, "Linears of the language model that get adapters, comma-separated"
+    )
+
+    load_in_4bit: bool = flag(
+        False,
+        "Hold the frozen linears of the decoder's layers in 4 bits (QLoRA); needs bitsandbytes",
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = flag("nf4", "The 16 levels of --load-in-4bit")
+    bnb_4bit_use_double_quant: bool = flag(
+        False, "Hold the magnitudes of blocks of --load-in-4bit in 8 bits instead of 32"
     )
 
     @property

@@ -9,6 +9,7 @@ from megatron_llava.config.run import RunConfig, all_fields
 def check_lora(config: RunConfig) -> None:
     """Adapters have known targets, an implementation, and weights to stand beside."""
     lora = config.lora
+    _check_four_bit(config)
     if not lora.adapts:
         for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
             if name in config.explicit:
@@ -45,4 +46,21 @@ def check_lora(config: RunConfig) -> None:
             raise ValueError(
                 f"{rank} with {option} {folder}: adapters are saved without the weights that they "
                 "adapt; name those with --pretrained-checkpoint or --load-hf"
+            )
+
+
+def _check_four_bit(config: RunConfig) -> None:
+    lora = config.lora
+    if lora.load_in_4bit and not lora.adapts:
+        raise ValueError(
+            "--load-in-4bit is about the frozen weights beside adapters, and --lora-rank is 0: "
+            "give a --lora-rank, or drop the flag"
+        )
+    if lora.load_in_4bit:
+        return
+    for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant"):
+        if name in config.explicit:
+            raise ValueError(
+                f"{all_fields()[name].option} is about --load-in-4bit, which is not given: add it, "
+                "or drop the flag"
             )

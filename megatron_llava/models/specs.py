@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,14 @@ from megatron_llava.ops.attention import dense_attention, packed_attention
 from megatron_llava.ops.exchange import context_parallel_attention
 from megatron_llava.ops.fp8_delayed import ForwardPass
 from megatron_llava.ops.key_value_cache import KeyValueCache
+from megatron_llava.peft.four_bit_linears import (
+    FourBitColumnParallelLinear,
+    FourBitLoraColumnParallelLinear,
+    FourBitLoraRowParallelLinear,
+    FourBitRowParallelLinear,
+)
 from megatron_llava.peft.layers import add_adapters
+from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParallelLinear
 
 # As in core's own local spec: a checkpoint has Transformer Engine's names, in which the norms
 # belong to the linears after them, and loads into either implementation.
@@ -187,16 +194,16 @@ def local_layer_spec(
         lora: adapters beside the linears, where there are any.
         fp8: whether its linears multiply in emulated FP8.
     """
-    column, row = _parallel_linears(fp8)
+    linears = _linears(fp8=fp8, four_bit=lora is not None and lora.load_in_4bit)
     attention = SelfAttentionSubmodules(
-        linear_qkv=column,
+        linear_qkv=linears.column,
         core_attention=_core_attention(backend),
-        linear_proj=row,
+        linear_proj=linears.row,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
     )
-    mlp = mlp_submodules(fp8=fp8)
-    add_adapters(attention, mlp, lora)
+    mlp = MLPSubmodules(linear_fc1=linears.column, linear_fc2=linears.row)
+    add_adapters(attention, mlp, lora, linears.lora_column, linears.lora_row)
     return ModuleSpec(
         module=Fp8TransformerLayer if fp8 else TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -215,16 +222,32 @@ def local_layer_spec(
     )
 
 
-def mlp_submodules(*, fp8: bool = False) -> MLPSubmodules:
+def mlp_submodules() -> MLPSubmodules:
     """A column-parallel linear, an activation and a row-parallel linear."""
-    column, row = _parallel_linears(fp8)
-    return MLPSubmodules(linear_fc1=column, linear_fc2=row)
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
 
-def _parallel_linears(fp8: bool) -> tuple[type, type]:
+class _Linears(NamedTuple):
+    """The classes of a layer's linears, without and with adapters."""
+
+    column: type = ColumnParallelLinear
+    row: type = RowParallelLinear
+    lora_column: type = LoraColumnParallelLinear
+    lora_row: type = LoraRowParallelLinear
+
+
+def _linears(*, fp8: bool, four_bit: bool) -> _Linears:
+    assert not (fp8 and four_bit), "a rule"
     if fp8:
-        return Fp8ColumnParallelLinear, Fp8RowParallelLinear
-    return ColumnParallelLinear, RowParallelLinear
+        return _Linears(Fp8ColumnParallelLinear, Fp8RowParallelLinear)
+    if four_bit:
+        return _Linears(
+            FourBitColumnParallelLinear,
+            FourBitRowParallelLinear,
+            FourBitLoraColumnParallelLinear,
+            FourBitLoraRowParallelLinear,
+        )
+    return _Linears()
 
 
 def language_block_spec(

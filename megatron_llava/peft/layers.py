@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -16,9 +15,18 @@ from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParalle
 
 
 def add_adapters(
-    attention: SelfAttentionSubmodules, mlp: MLPSubmodules, lora: LoraConfig | None
+    attention: SelfAttentionSubmodules,
+    mlp: MLPSubmodules,
+    lora: LoraConfig | None,
+    column: type[LoraColumnParallelLinear],
+    row: type[LoraRowParallelLinear],
 ) -> None:
-    """Have those linears of a layer built with adapters that the settings name."""
+    """Have those linears of a layer built with adapters that the settings name.
+
+    Args:
+        column: a linear with an adapter whose outputs are split.
+        row: one whose inputs are.
+    """
     if lora is None or not lora.adapts:
         return
 
@@ -26,18 +34,16 @@ def add_adapters(
         return bool(targeted_parts(linear, lora.lora_target_modules))
 
     def row_parallel(linear: str) -> ModuleSpec:
-        return ModuleSpec(module=LoraRowParallelLinear, params={"lora": lora, "name": linear})
+        return ModuleSpec(module=row, params={"lora": lora, "name": linear})
 
-    assert attention.linear_qkv is ColumnParallelLinear, "adapters are written for core's linears"
-    assert mlp.linear_fc2 is RowParallelLinear, "adapters are written for core's linears"
     if has_adapter("linear_qkv"):
         # Attention calls it, and builds the others from a spec.
-        attention.linear_qkv = partial(LoraColumnParallelLinear, lora=lora, name="linear_qkv")
+        attention.linear_qkv = partial(column, lora=lora, name="linear_qkv")
     if has_adapter("linear_proj"):
         attention.linear_proj = row_parallel("linear_proj")
     if has_adapter("linear_fc1"):
-        column = {"lora": lora, "name": "linear_fc1"}
-        mlp.linear_fc1 = ModuleSpec(module=LoraColumnParallelLinear, params=column)
+        params = {"lora": lora, "name": "linear_fc1"}
+        mlp.linear_fc1 = ModuleSpec(module=column, params=params)
     if has_adapter("linear_fc2"):
         mlp.linear_fc2 = row_parallel("linear_fc2")
 

@@ -3,7 +3,7 @@
 Weights, gradients and optimizer state follow from the parameters and core's wrappers: without the
 distributed optimizer every rank has a gradient and, in bfloat16, a float32 copy of each parameter
 that learns, and two float32 moments; with it the copy and the moments are shared out over the
-data- and context-parallel ranks. What is frozen has weights only.
+data- and context-parallel ranks. What is frozen has weights only, packed with --load-in-4bit.
 
 Activations are what autograd saves between forward and backward (``layer_memory``,
 ``vision_memory``), as many times as core's pipeline schedule has microbatches in flight. What these
@@ -17,11 +17,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from megatron_llava.config.lora import PARTS
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.observe.gradient_buffer import bucket_size, is_vocabulary, padded_numel
-from megatron_llava.observe.parameters import part_parameters
+from megatron_llava.observe.parameters import Parameter, part_parameters
 from megatron_llava.observe.parts import Part, parts_of_rank
+from megatron_llava.ops.four_bit import four_bit_bytes
 from megatron_llava.parallel.trained import Trained
 from megatron_llava.plan.layer_memory import (
     FLOAT32,
@@ -60,9 +62,13 @@ class RankMemory:
     working: int
     """Temporary tensors of the largest operation."""
 
+    loading: int = 0
+    """Weights and gradients before weights are packed in 4 bits, when there is nothing else."""
+
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        training = (getattr(self, field.name) for field in fields(self) if field.name != "loading")
+        return max(sum(training), self.loading)
 
     @property
     def saved(self) -> int:
@@ -96,6 +102,7 @@ def rank_memory(
         logits=logits,
         communication=_communication(config, load),
         working=_working(config, parts, load, learning),
+        loading=_loading(config, world_size, parts, learning),
     )
 
 
@@ -117,19 +124,41 @@ def _states(
         everything = part_parameters(config, layers=part.layers, first=part.first, last=part.last)
         learn = [parameter for parameter in everything if learning.learns(parameter.name)]
         numel = sum(parameter.numel for parameter in learn)
-        frozen = sum(parameter.numel for parameter in everything) - numel
+        frozen = sum(_bytes(config, p) for p in everything if not learning.learns(p.name))
         if parallel.use_distributed_optimizer:
             alone = {p for p in learn if is_vocabulary(p) and _tied_apart(config)}
             bucket = bucket_size(config, part, data_ranks)
             padded = padded_numel(learn, alone, bucket, sharing)
-            weights += (frozen + padded) * item
+            weights += frozen + padded * item
             gradients += padded * gradient
             optimizer += math.ceil(-(-padded // sharing) * moments)
         else:
-            weights += (frozen + numel) * item
+            weights += frozen + numel * item
             gradients += numel * gradient
             optimizer += math.ceil(numel * moments)
     return weights, gradients, optimizer
+
+
+def _bytes(config: RunConfig, parameter: Parameter) -> int:
+    """Of a frozen parameter."""
+    if config.lora.load_in_4bit and _is_packed(parameter.name):
+        double_quant = config.lora.bnb_4bit_use_double_quant
+        return four_bit_bytes(parameter.numel, double_quant=double_quant)
+    return parameter.numel * _item(config)
+
+
+def _is_packed(name: str) -> bool:
+    """Whether --load-in-4bit packs a parameter: the weights of the decoder's linears."""
+    weights = tuple(f"{linear}.weight" for linear in PARTS)
+    return name.startswith("language_model.decoder.layers.") and name.endswith(weights)
+
+
+def _loading(config: RunConfig, world_size: int, parts: Sequence[Part], learning: Trained) -> int:
+    if not config.lora.load_in_4bit:
+        return 0
+    whole = config.with_values({"load_in_4bit": False}, "default")
+    weights, gradients, _ = _states(whole, world_size, parts, learning)
+    return weights + gradients
 
 
 def _optimizer_bytes(config: RunConfig) -> float:
@@ -250,7 +279,11 @@ def _working(config: RunConfig, parts: Sequence[Part], load: PackLoad, learning:
     """The larger of the MLP's and the output layer's temporary tensors in the backward."""
     language, tensor = config.language, config.parallel.tensor_model_parallel_size
     item, ffn = _item(config), known(language.ffn_hidden_size) // tensor
-    products = load.rows * (5 * ffn + 2 * known(language.hidden_size)) * item
+    hidden = known(language.hidden_size)
+    products = load.rows * (5 * ffn + 2 * hidden) * item
+    if config.lora.load_in_4bit:
+        # The weight of the gate and the input half, unpacked.
+        products += 2 * ffn * hidden * item
     if not any(part.last for part in parts):
         return products
     columns = language.padded_vocab_size(tensor) // tensor

@@ -80,7 +80,11 @@ def _memory(layout: Layout) -> Iterator[str]:
     columns = [f"stage {number}" for number in range(len(stages))] if len(stages) > 1 else ["rank"]
     yield f"{'GiB of a rank':<28}" + "".join(f"{column:>10}" for column in columns)
     for field in fields(RankMemory):
-        yield _row(field.name, [getattr(stage, field.name) for stage in stages])
+        numbers = [getattr(stage, field.name) for stage in stages]
+        if field.name != "loading":
+            yield _row(field.name, numbers)
+        elif any(numbers):
+            yield _row("(loading, before all that)", numbers)
     yield _row("reserve (assumed)", [RESERVE] * len(stages))
     yield _row("total", [stage.total + RESERVE for stage in stages])
     config = layout.config
@@ -145,20 +149,33 @@ def flags(layout: Layout, base: RunConfig) -> str:
     return shlex.join(flags_of(layout, base)) or "(as given)"
 
 
-def change_needed(found: Layout | None, base: RunConfig, machine: Machine) -> str:
+def change_needed(
+    found: Layout | None, base: RunConfig, machine: Machine, packed: Layout | None = None
+) -> str:
     """What to do where a layout does not fit.
 
     Args:
         found: the nearest that fits, None where nothing was found.
         base: the configuration as given.
         machine: what it was planned for.
+        packed: one that fits with frozen weights in 4 bits, where there is one.
     """
-    if found is None:
+    if found is None and packed is None:
         return (
             f"does not fit; no layout does, on up to {MOST_GROWTH} times as many GPUs either: give "
             "a shorter --seq-length, more --gpu-memory, or --lora-rank"
         )
-    where = "" if found.machine == machine else f"{_gpus(found.machine)} and "
-    return (
-        f"does not fit; nearest change is {where}{flags(found, base)} ({found.most / GIB:.1f} GiB)"
-    )
+    changes = []
+    if found is not None:
+        where = "" if found.machine == machine else f"{_gpus(found.machine)} and "
+        changes.append(f"nearest change is {where}{_with_memory(found, base)}")
+    if packed is not None:
+        changes.append(
+            "the frozen weights of the decoder's layers can be rounded to 4 bits: "
+            + _with_memory(packed, base)
+        )
+    return "does not fit; " + "; or\n".join(changes)
+
+
+def _with_memory(layout: Layout, base: RunConfig) -> str:
+    return f"{flags(layout, base)} ({layout.most / GIB:.1f} GiB)"

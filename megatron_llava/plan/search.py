@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -22,6 +22,7 @@ _FULL = {
     "recompute_method": "uniform",
     "recompute_num_layers": 1,
 }
+_FOUR_BIT = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
 _RECOMPUTE: tuple[dict[str, Any], ...] = ({}, {"recompute_activations": True}, _FULL)
 
 
@@ -100,10 +101,9 @@ def nearest_change(planner: Planner, machine: Machine) -> Layout | None:
     First one flag (or a few that belong together) is changed, then anything that the user did not
     give, then the number of GPUs. None where nothing of that helps.
     """
-    single = [planner.plan(changes, machine) for changes in _single_changes(planner.config)]
-    fitting = [layout for layout in single if layout is not None and layout.fits]
-    if fitting:
-        return min(fitting, key=lambda layout: layout.cost)
+    single = _best(planner, _single_changes(planner.config), machine)
+    if single is not None:
+        return single
     more = machine
     while more.gpus <= MOST_GROWTH * machine.gpus:
         best = next(iter(search(planner, more)), None)
@@ -111,6 +111,31 @@ def nearest_change(planner: Planner, machine: Machine) -> Layout | None:
             return best
         more = replace(more, gpus=2 * more.gpus)
     return None
+
+
+def change_to_four_bit(planner: Planner, machine: Machine) -> Layout | None:
+    """A layout that fits with the frozen weights in 4 bits, with as few other changes as needed.
+
+    None where nothing of that helps, or weights that learn are all that there is.
+    """
+    config = planner.config
+    if not config.lora.adapts or "load_in_4bit" in config.explicit:
+        return None
+    packed = replace(planner, config=config.with_values(_FOUR_BIT, "flag"))
+    alone = packed.plan({}, machine)
+    if alone is not None and alone.fits:
+        return alone
+    single = _best(packed, _single_changes(config), machine)
+    return single or _best(packed, _candidates(config, machine.gpus), machine)
+
+
+def _best(
+    planner: Planner, candidates: Iterable[dict[str, Any]], machine: Machine
+) -> Layout | None:
+    """The best layout that fits of some changes."""
+    layouts = [planner.plan(changes, machine) for changes in candidates]
+    fitting = [layout for layout in layouts if layout is not None and layout.fits]
+    return min(fitting, key=lambda layout: layout.cost, default=None)
 
 
 def _single_changes(config: RunConfig) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import HF, Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
+from megatron_llava.peft.four_bit_linears import quantize_base
 from megatron_llava.platform.device import connections_remark
 from megatron_llava.platform.memory_history import memory_history, snapshot_file
 from megatron_llava.platform.stop_signal import StopSignal
@@ -119,6 +120,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     start = starting_checkpoint(config)
     resume = resumes(config, start)
     _load_weights(config, start if not resume else None, models, reporter)
+    quantize_base(models, config.lora)
     optimizer = build_optimizer(config, wrapped)
     scheduler = build_scheduler(config, optimizer)
     source = BatchSource(

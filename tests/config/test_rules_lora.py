@@ -22,6 +22,7 @@ TE = {"transformer_impl": "transformer_engine", "device": "cuda"}
         },
         {"lora_rank": 8, "mm_tunable_parts": ("mm_language_model",)},
         {"lora_rank": 8, **SAVE, "load": "out", "pretrained_checkpoint": "in"},
+        {"lora_rank": 8, "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
     ],
 )
 def test_valid_adapters_pass(make_config, changes):
@@ -33,6 +34,12 @@ def test_valid_adapters_pass(make_config, changes):
     [
         ({"lora_alpha": 16.0}, "--lora-alpha is about adapters|--lora-rank is 0"),
         ({"lora_target_modules": ("q_proj",)}, "--lora-target-modules is about adapters"),
+        ({"load_in_4bit": True}, "--load-in-4bit is about the frozen weights|--lora-rank is 0"),
+        ({"bnb_4bit_quant_type": "fp4"}, "--bnb-4bit-quant-type is about --load-in-4bit"),
+        (
+            {"lora_rank": 8, "bnb_4bit_use_double_quant": True},
+            "--bnb-4bit-use-double-quant is about --load-in-4bit",
+        ),
         ({"lora_rank": -1}, "--lora-rank: -1"),
         ({"lora_rank": 8, "lora_dropout": 1.0}, "--lora-dropout: 1.0"),
         ({"lora_rank": 8, "lora_target_modules": ()}, "--lora-target-modules is empty|down_proj"),

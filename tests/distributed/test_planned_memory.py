@@ -57,6 +57,12 @@ LAYOUTS = {
         f"{CP2} {DISTRIBUTED} {UNIFORM}=1 --lora-rank=8",
     ],
 }
+PACKED = "--lora-rank=4 --lora-dropout=0 --load-in-4bit"
+DOUBLE = "--bnb-4bit-use-double-quant"
+IN_4_BITS = {
+    1: [PACKED, f"{PACKED} {DOUBLE} {BF16} --recompute-activations"],
+    2: [f"{PACKED} {TP2} {SP} {BF16}", f"{PACKED} {DOUBLE} {PP2} {UNIFORM}=1 {BF16}"],
+}
 PACK_OF_ONE_SAMPLE = 240
 
 
@@ -87,13 +93,14 @@ def counted(pool, tmp_path_factory):
         store.finish()
 
     @cache
-    def count(ranks: int):
+    def count(ranks: int, in_4_bits: bool = False):
         common = (
             f"--device=cpu --config={folder / 'tiny.yaml'} --data-path={folder / 'store'} "
             f"--seq-length={PACK_OF_ONE_SAMPLE} --global-batch-size={1 if ranks == 1 else 4} "
             "--train-iters=5 --lr=1e-3 --num-workers=0 "
         )
-        layouts = [(common + layout).split() for layout in LAYOUTS[ranks]]
+        chosen = IN_4_BITS if in_4_bits else LAYOUTS
+        layouts = [(common + layout).split() for layout in chosen[ranks]]
         return pool.run(memory_of_layouts, layouts, world_size=ranks)
 
     return count
@@ -105,7 +112,17 @@ def counted(pool, tmp_path_factory):
     [(r, n, layout) for r, layouts in LAYOUTS.items() for n, layout in enumerate(layouts)],
 )
 def test_planned_memory_is_what_was_counted(counted, ranks, number, layout):
-    for of_rank in counted(ranks):
+    assert_planned(counted(ranks), number)
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+def test_planned_memory_is_what_was_counted_in_4_bits(counted, ranks, number):
+    pytest.importorskip("bitsandbytes")
+    assert_planned(counted(ranks, in_4_bits=True), number)
+
+
+def assert_planned(of_ranks, number):
+    for of_rank in of_ranks:
         result = of_rank[number]
         for kind, found in result["counted"].items():
             # The distributed optimizer's last rank has the padding of its buffer.

@@ -12,7 +12,7 @@ from megatron_llava.plan.assumptions import RESERVE
 from megatron_llava.plan.layout import Machine, plan_layout
 from megatron_llava.plan.recipe import recipe
 from megatron_llava.plan.report import change_needed, listing, report
-from megatron_llava.plan.search import Planner, flags_of, nearest_change, search
+from megatron_llava.plan.search import Planner, change_to_four_bit, flags_of, nearest_change, search
 from megatron_llava.plan.workload import SampleSizes, workload_of_samples
 from megatron_llava.platform.gpus import GIB, GPUS
 
@@ -93,6 +93,31 @@ def test_what_to_change_for_two_gpus_of_24_gib():
     assert found.fits
     words = change_needed(found, config, two(24))
     assert words.startswith("does not fit; nearest change is --recompute-granularity full")
+
+
+@pytest.mark.proves("D7")
+def test_frozen_weights_in_4_bits_are_an_answer_for_two_gpus_of_24_gib():
+    """The run of seed 000; with 16-bit weights it is 6 GiB larger."""
+    config = planned("llava-next-vicuna-7b", **SEED)
+    found = change_to_four_bit(Planner(config, workload), two(24))
+    assert found.fits and found.config.lora.load_in_4bit
+    words = change_needed(None, config, two(24), found)
+    assert words.startswith("does not fit; the frozen weights of the decoder's layers can be")
+    assert "--load-in-4bit --bnb-4bit-use-double-quant --recompute-granularity full" in words
+    whole = plan_layout(planned("llava-next-vicuna-7b", **SEED, **FULL), two(24), workload)
+    stage, of_whole = found.stages[0], whole.stages[0]
+    # 6.476e9 weights of 32 layers at 4.127 bits instead of 16; the rest is as it was.
+    saved = of_whole.weights - stage.weights
+    assert saved == pytest.approx(6.476e9 * (16 - 4.127) / 8, rel=1e-3)
+    assert stage.loading == of_whole.weights + of_whole.gradients
+    assert "(loading, before all that)" in report(found, "", None)
+    assert "loading" not in report(whole, "", None)
+
+
+@pytest.mark.parametrize("changes", [{"lora_rank": 0}, {"load_in_4bit": False}], ids=str)
+def test_four_bits_are_offered_to_adapters_only_and_if_not_refused(changes):
+    config = planned("llava-next-vicuna-7b", **{**SEED, **changes})
+    assert change_to_four_bit(Planner(config, workload), two(24)) is None
 
 
 def test_more_gpus_where_no_flag_helps():
