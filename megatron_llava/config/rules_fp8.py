@@ -39,13 +39,25 @@ def check_fp8(config: RunConfig) -> None:
         )
     if not precision.bf16:
         raise ValueError(f"{fp8} needs --bf16: add it")
-    if config.lora.adapts:
-        raise ValueError(
-            f"{fp8} with --lora-rank {config.lora.lora_rank}: adapters stand beside linears in "
-            "bfloat16 or float32; drop one"
-        )
+    _check_adapters(config, fp8)
     _check_delayed(precision)
     _check_layers(config)
+
+
+def _check_adapters(config: RunConfig, fp8: str) -> None:
+    """Transformer Engine's linears are refused with adapters already."""
+    lora = config.lora
+    if not lora.adapts:
+        return
+    if lora.load_in_4bit:
+        raise ValueError(
+            f"{fp8} with --load-in-4bit: frozen weights are rounded one way or the other; drop one"
+        )
+    if config.precision.fp8_recipe == "delayed":
+        raise ValueError(
+            f"{fp8} with --lora-rank {lora.lora_rank}: a checkpoint of adapters has no place for "
+            "the scales of --fp8-recipe delayed; give --fp8-recipe tensorwise, or drop one"
+        )
 
 
 def _check_unused(precision: PrecisionConfig) -> None:

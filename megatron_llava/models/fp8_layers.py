@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_llava.ops.fp8 import CurrentScaling, Fp8Recipe, Fp8Scaling, fp8_linear
 from megatron_llava.ops.fp8_delayed import DelayedScales
+from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParallelLinear
 
 
 class _Fp8Linear(torch.nn.Module):
@@ -69,6 +70,14 @@ class Fp8ColumnParallelLinear(_Fp8Linear, ColumnParallelLinear):
 
 class Fp8RowParallelLinear(_Fp8Linear, RowParallelLinear):
     """A linear whose input columns are split over the tensor-parallel ranks."""
+
+
+class Fp8LoraColumnParallelLinear(_Fp8Linear, LoraColumnParallelLinear):
+    """The former with an adapter beside it, which is multiplied as it is."""
+
+
+class Fp8LoraRowParallelLinear(_Fp8Linear, LoraRowParallelLinear):
+    """Likewise."""
 
 
 class Fp8TransformerLayer(TransformerLayer):

@@ -40,6 +40,8 @@ from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.parallel import ParallelConfig
 from megatron_llava.models.fp8_layers import (
     Fp8ColumnParallelLinear,
+    Fp8LoraColumnParallelLinear,
+    Fp8LoraRowParallelLinear,
     Fp8RowParallelLinear,
     Fp8TransformerLayer,
 )
@@ -239,7 +241,12 @@ class _Linears(NamedTuple):
 def _linears(*, fp8: bool, four_bit: bool) -> _Linears:
     assert not (fp8 and four_bit), "a rule"
     if fp8:
-        return _Linears(Fp8ColumnParallelLinear, Fp8RowParallelLinear)
+        return _Linears(
+            Fp8ColumnParallelLinear,
+            Fp8RowParallelLinear,
+            Fp8LoraColumnParallelLinear,
+            Fp8LoraRowParallelLinear,
+        )
     if four_bit:
         return _Linears(
             FourBitColumnParallelLinear,

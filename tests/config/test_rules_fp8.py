@@ -9,6 +9,7 @@ ENGINE = {
     "transformer_impl": "transformer_engine",
 }
 EMULATION = {"fp8_format": "hybrid", "bf16": True, "fp8_emulation": True}
+TENSORWISE = {"fp8_recipe": "tensorwise"}
 ENDS = {"first_last_layers_bf16": True}
 
 
@@ -17,6 +18,7 @@ ENDS = {"first_last_layers_bf16": True}
     [
         {**EMULATION, "device": "cpu"},
         {**EMULATION, "device": "cuda", "fp8_format": "e4m3", "fp8_recipe": "tensorwise"},
+        {**EMULATION, **TENSORWISE, "lora_rank": 4},
         {**EMULATION, "fp8_margin": 1, "fp8_amax_history_len": 1024},
         {**EMULATION, **ENDS, "num_layers": 3},
         {**EMULATION, **ENDS, "num_layers": 4, "num_layers_at_end_in_bf16": 0},
@@ -49,7 +51,15 @@ def test_fp8_that_there_is(make_config, changes):
             "--fp8-emulation|--transformer-impl local, not transformer_engine",
         ),
         ({**EMULATION, "bf16": False}, "--fp8-format hybrid needs --bf16"),
-        ({**EMULATION, "lora_rank": 4}, "--fp8-format hybrid with --lora-rank 4: adapters stand"),
+        (
+            {**EMULATION, "lora_rank": 4},
+            "--fp8-format hybrid with --lora-rank 4: |recipe delayed|--fp8-recipe tensorwise",
+        ),
+        (
+            {**EMULATION, **TENSORWISE, "lora_rank": 4, "load_in_4bit": True},
+            "--fp8-format hybrid with --load-in-4bit|drop one",
+        ),
+        ({**ENGINE, **TENSORWISE, "lora_rank": 4}, "--lora-rank 4|--transformer-impl local"),
         ({**EMULATION, "fp8_recipe": "blockwise"}, "--fp8-emulation|--fp8-recipe blockwise"),
         (
             {**EMULATION, "fp8_recipe": "tensorwise", "fp8_amax_compute_algo": "max"},

@@ -1,6 +1,7 @@
 """Emulated FP8 at parallel layouts: ranks share scales, and checkpoints take them along."""
 
 import pytest
+from distributed_jobs import train
 from fp8_jobs import train_in_fp8
 
 HISTORY = ["--fp8-amax-history-len=3", "--fp8-amax-compute-algo=max"]
@@ -37,6 +38,23 @@ def test_tensor_parallel_ranks_share_their_scales(one_rank, tensor):
         for row, expected in zip(rows, one_rank["scales"][place], strict=True):
             assert row[:2] == pytest.approx(expected[:2], rel=0.1)
             assert row[2] == pytest.approx(expected[2], rel=0.5)
+
+
+def test_adapters_beside_fp8_at_a_layout_and_resumed(pool, setup, tmp_path):
+    """Tensor-parallel ranks scale their own shares, so the losses are near one rank's only."""
+    flags = ["--bf16", "--fp8-format=hybrid", "--fp8-emulation", "--fp8-recipe=tensorwise"]
+    flags += ["--lora-rank=4", "--lora-dropout=0"]
+    saving = [f"--save={tmp_path}", f"--load={tmp_path}", "--save-interval=2"]
+
+    def steps(*more, ranks=1):
+        given = setup.arguments(*flags, *more, steps=4, batch=2)
+        return pool.run(train, given, world_size=ranks)[0]["steps"]
+
+    expected, found = steps(), steps(*TENSOR, ranks=2)
+    for step, reference in zip(found, expected, strict=True):
+        assert step["lm loss"] == pytest.approx(reference["lm loss"], rel=2e-2)
+    steps(*TENSOR, *saving, "--exit-interval=2", ranks=2)
+    assert steps(*TENSOR, *saving, ranks=2) == found[2:]
 
 
 def test_data_parallel_ranks_share_their_scales(pool, setup, one_rank):

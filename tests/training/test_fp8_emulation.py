@@ -38,6 +38,34 @@ def test_the_loss_follows_that_of_bfloat16(make_parts, batch, changes):
     assert fp8 == pytest.approx(bf16, rel=0.03)
 
 
+LORA = {**FP8, "fp8_recipe": "tensorwise", "lora_rank": 4, "lora_alpha": 16.0}
+
+
+def test_adapters_stand_beside_linears_in_fp8(make_parts, batch):
+    """The frozen product is rounded, the adapter's is not."""
+    from megatron_llava.ops.fp8 import fp8_linear
+    from megatron_llava.peft.layers import adapted_linears
+
+    parts = make_parts(**LORA, lora_dropout=0.0)
+    (linear, *_) = adapted_linears(parts.model)
+    torch.nn.init.normal_(linear.lora.b)
+    x = torch.randn(5, 1, linear.weight.shape[1], dtype=torch.bfloat16)
+    found, _ = linear(x)
+    rounded = fp8_linear(x.flatten(0, 1), linear.weight, linear.scaling).view(5, 1, -1)
+    assert torch.equal(found, rounded + linear.lora(x, lambda low: low))
+    assert not torch.equal(rounded, x @ linear.weight.t())
+
+
+@pytest.mark.parametrize("recompute", [{}, {"recompute_activations": True}], ids=str)
+def test_adapters_beside_fp8_learn_as_beside_bfloat16(make_parts, batch, recompute):
+    given = {"lora_rank": 4, "lora_alpha": 16.0, "lora_dropout": 0.0, "lr": 1e-2}
+    given |= {"mm_tunable_parts": ("mm_mlp_adapter", "mm_language_model")}
+    bf16 = losses(make_parts(**given, bf16=True), [batch], 20)
+    fp8 = losses(make_parts(**LORA | given | recompute), [batch], 20)
+    assert fp8 != bf16 and bf16[-1] < 0.9 * bf16[0]
+    assert fp8 == pytest.approx(bf16, rel=0.03)
+
+
 def test_only_the_linears_of_the_decoder_are_emulated(make_parts):
     from megatron_llava.models.fp8_layers import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 
