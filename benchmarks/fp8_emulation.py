@@ -1,82 +1,169 @@
-"""What FP8 does to the loss of the quickstart's model, by emulation on a CPU.
+"""What FP8 does to the training of the quickstart's model, by emulation on a CPU.
 
     python benchmarks/fp8_emulation.py [--train-iters 600] [--train 20000] [--fp8-recipe delayed]
 
 Trains the quickstart's checkpoint on its drawn pictures with the quickstart's settings (but in
-bfloat16), on one rank and twice from the same start: without FP8, then with --fp8-format hybrid
---fp8-emulation. Both see the same samples in the same packs. Prints the losses at even distances
-and the ratio of their means over the last tenth of the steps. The folder is kept and used again if
-it is named.
+bfloat16), on one rank and four times from the same start: without FP8 and with --fp8-format hybrid
+--fp8-emulation, each in two orders of the samples (--seed). Runs of one order see the same packs.
+How far bfloat16 is from itself in another order says what noise is.
+
+Prints means of the training loss over windows of steps, the loss over all held-out questions at
+even distances, and exact match of greedy answers to them after the last step (generated in bfloat16
+from the weights of each run). Relative differences are given where both losses are above a floor:
+below it few tokens of few packs decide. The folder is kept and used again if it is named.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import subprocess
+import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from quickstart_step import Losses, make_inputs
+from loss_comparison import Pair, accuracy, summary, table, windows
+from quickstart_step import ROOT, Losses, make_inputs, preprocess
 from report_header import header
 
 from megatron_llava.platform.device import join_process_group, leave_process_group, set_up_device
 
-SHOWN, QUESTIONS = 10, 20_000
+WINDOWS, EVALUATIONS, FLOOR = 20, 10, 0.05
+QUESTIONS, HELD_OUT = 20_000, 600
+SEEDS = {"A": 1234, "B": 4321}
+PAIRS = (
+    Pair("FP8 for bfloat16, order A", "bfloat16 A", "FP8 A"),
+    Pair("FP8 for bfloat16, order B", "bfloat16 B", "FP8 B"),
+    Pair("order B for A, bfloat16", "bfloat16 A", "bfloat16 B"),
+    Pair("order B for A, FP8", "FP8 A", "FP8 B"),
+)
 
 
-def run(folder: Path, steps: int, *flags: str) -> tuple[list[float], float]:
-    """Losses of the steps, and seconds a step."""
+class Curves(Losses):
+    """Losses of the steps, and of the held-out questions after some of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held_out: list[tuple[str, float]] = []
+
+    def validation(self, iteration: int, loss: float, *_: Any) -> None:
+        """Called by the loop after an evaluation."""
+        self.held_out.append((str(iteration), loss))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left."""
+
+    curves: Curves
+    right: dict[str, bool]
+    seconds: float
+    """A step, evaluations included."""
+
+
+def run(folder: Path, steps: int, *flags: str) -> Run:
+    """Train, and answer the held-out questions."""
+    with tempfile.TemporaryDirectory(dir=folder) as saved:
+        began = time.perf_counter()
+        curves = train(folder, steps, f"--save={saved}", f"--save-interval={steps}", *flags)
+        seconds = (time.perf_counter() - began) / steps
+        return Run(curves, answered(folder, Path(saved)), seconds)
+
+
+def train(folder: Path, steps: int, *flags: str) -> Curves:
+    """The quickstart's training, with more flags."""
     from megatron_llava.config.cli import parse_args
     from megatron_llava.train import prepare
     from megatron_llava.training.run import open_trainer
 
     arguments = ["--device=cpu", f"--pretrained-checkpoint={folder / 'megatron'}", "--bf16"]
     arguments += [f"--data-path={folder / 'train'}", "--seq-length=2688", "--global-batch-size=1"]
+    arguments += [f"--valid-data-path={folder / 'valid'}", "--eval-iters=100000"]
+    arguments += [f"--eval-interval={max(1, steps // EVALUATIONS)}"]
     arguments += [f"--train-iters={steps}", "--lr=1.5e-3", "--min-lr=3e-5", "--num-workers=0"]
     arguments += ["--lr-decay-style=cosine", f"--lr-warmup-iters={min(40, steps // 4)}"]
     arguments += ["--weight-decay=0.01", "--adam-beta2=0.98", "--clip-grad=1", "--log-interval=1"]
     config = prepare(parse_args([*arguments, *flags]))
-    reporter = Losses()
-    with open_trainer(config, torch.device("cpu"), reporter) as trainer:
-        started = time.perf_counter()
+    curves = Curves()
+    with open_trainer(config, torch.device("cpu"), curves) as trainer:
         trainer.run()
-    return reporter.losses, (time.perf_counter() - started) / steps
+    return curves
+
+
+def answered(folder: Path, saved: Path) -> dict[str, bool]:
+    """Whether the answer to each held-out question is right."""
+    from megatron_llava.inference.scorers import exact_match
+
+    answers, data = saved / "answers.jsonl", folder / "data"
+    command = ["tools/evaluate.py", "--load", saved, "--input", data / "valid.json"]
+    command += ["--image-folder", data, "--conversation-template", "qwen_1_5", "--bf16"]
+    command += ["--max-new-tokens", 8, "--device", "cpu", "--output", answers]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+    rows = map(json.loads, answers.read_text().splitlines())
+    return {row["id"]: exact_match(row["answer"], row["truth"]) for row in rows}
+
+
+def report(runs: dict[str, Run], steps: int, recipe: str) -> list[str]:
+    """The tables of the runs, by their names in ``PAIRS``."""
+    training = {name: windows(one.curves.losses, WINDOWS) for name, one in runs.items()}
+    held_out = {name: one.curves.held_out for name, one in runs.items()}
+    times = ", ".join(f"{one.seconds:.2f} s ({name})" for name, one in runs.items())
+    return [
+        f"{steps} steps, --fp8-recipe {recipe}; orders A and B of the samples are --seed "
+        f"{SEEDS['A']} and {SEEDS['B']}. Differences are relative, where both losses are at least "
+        f"{FLOOR:g}.",
+        "",
+        f"## Training loss, means over {len(next(iter(training.values())))} windows",
+        "",
+        *table("steps", training, PAIRS, FLOOR),
+        "",
+        *summary(training, PAIRS, FLOOR),
+        "",
+        "## Loss of the held-out questions",
+        "",
+        *table("after step", held_out, PAIRS, FLOOR),
+        "",
+        *summary(held_out, PAIRS, FLOOR),
+        "",
+        "## Answers to the held-out questions",
+        "",
+        *accuracy({name: one.right for name, one in runs.items()}, PAIRS),
+        "",
+        f"A step took {times}: the emulation says nothing of speed.",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train-iters", type=int, default=600)
     parser.add_argument("--train", type=int, default=QUESTIONS, help="questions to train on")
+    parser.add_argument("--valid", type=int, default=HELD_OUT, help="held-out questions")
     parser.add_argument("--fp8-recipe", choices=("delayed", "tensorwise"), default="delayed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where inputs are made, or were")
     parser.add_argument("--output", type=Path, help="also write what is printed to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    steps = arguments.train_iters
-    lines = ["# The loss with emulated FP8", "", *(f"    {line}" for line in header()), ""]
+    steps, recipe = arguments.train_iters, arguments.fp8_recipe
+    lines = ["# Training with emulated FP8", "", *(f"    {line}" for line in header()), ""]
     set_up_device("cpu")
-    fp8_flags = ["--fp8-format=hybrid", "--fp8-emulation", f"--fp8-recipe={arguments.fp8_recipe}"]
+    fp8 = ["--fp8-format=hybrid", "--fp8-emulation", f"--fp8-recipe={recipe}"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = (arguments.folder or Path(scratch)).absolute()
-        make_inputs(folder, arguments.train)
+        make_inputs(folder, arguments.train, arguments.valid)
+        if not (folder / "valid.json").is_file():
+            preprocess(folder, "valid")
         join_process_group("cpu", timeout_minutes=10)
-        bf16, bf16_seconds = run(folder, steps)
-        fp8, fp8_seconds = run(folder, steps, *fp8_flags)
+        runs = {}
+        for order, seed in SEEDS.items():
+            for name, flags in (("bfloat16", []), ("FP8", fp8)):
+                runs[f"{name} {order}"] = run(folder, steps, f"--seed={seed}", *flags)
         leave_process_group()
-    lines += ["| step | bfloat16 | FP8 |", "|---|---|---|"]
-    for step in sorted({max(1, round(steps * part / SHOWN)) for part in range(SHOWN + 1)}):
-        lines.append(f"| {step} | {bf16[step - 1]:.4f} | {fp8[step - 1]:.4f} |")
-    last = max(1, steps // 10)
-    ends = [statistics.fmean(losses[-last:]) for losses in (bf16, fp8)]
-    lines += [
-        "",
-        f"Mean of the last {last} of {steps} steps: {ends[0]:.4f} in bfloat16, {ends[1]:.4f} in "
-        f"FP8 ({arguments.fp8_recipe}), a ratio of {ends[1] / ends[0]:.4f}. A step took "
-        f"{bf16_seconds:.2f} and {fp8_seconds:.2f} s: the emulation says nothing of speed.",
-    ]
+    lines += report(runs, steps, recipe)
     print("\n".join(lines))
     if arguments.output is not None:
         arguments.output.write_text("\n".join([*lines, ""]))

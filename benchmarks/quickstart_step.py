@@ -35,28 +35,33 @@ BACKWARDS = ("_RowSumBackward", "megatron_llava::visual_pack_backward")
 WARM_UP = 2
 
 
-def make_inputs(folder: Path, questions: int = 400) -> None:
-    """The quickstart's checkpoint and a store of so many questions, by its own commands."""
+def make_inputs(folder: Path, questions: int = 400, held_out: int = 8) -> None:
+    """The quickstart's checkpoint and a store of so many questions, by its own commands.
+
+    Args:
+        held_out: questions that are drawn beside them, and not stored.
+    """
     if (folder / "megatron").is_dir():
         return
     data, hf = folder / "data", folder / "hf"
     render = ["examples/quickstart/render_dataset.py", "--output", data, "--train", questions]
-    preprocess = [
-        "tools/preprocess_data.py",
-        "--input",
-        data / "train.json",
-        "--image-folder",
-        data,
-    ]
-    preprocess += ["--tokenizer-model", hf, "--conversation-template", "qwen_1_5"]
     convert = ["tools/convert_checkpoint.py", "--from", "hf", "--to", "megatron", "--load", hf]
     for command in (
-        [*render, "--valid", 8],
+        [*render, "--valid", held_out],
         ["examples/quickstart/make_checkpoint.py", "--output", hf, "--data", data / "train.json"],
         [*convert, "--save", folder / "megatron"],
-        [*preprocess, "--output-prefix", folder / "train"],
     ):
         subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+    preprocess(folder, "train")
+
+
+def preprocess(folder: Path, split: str) -> None:
+    """Make a store of the questions that were drawn: train or valid."""
+    data = folder / "data"
+    command = ["tools/preprocess_data.py", "--input", data / f"{split}.json"]
+    command += ["--image-folder", data, "--tokenizer-model", folder / "hf"]
+    command += ["--conversation-template", "qwen_1_5", "--output-prefix", folder / split]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
 
 
 class Losses:
