@@ -19,6 +19,7 @@ step() {
     echo "== $name took $((SECONDS - start)) s"
 }
 step kernels timeout 180 python3 -m pytest -q -m gpu tests/gpu/test_kernels.py tests/vision/test_tiles.py
+step four_bit timeout 100 python3 -m pytest -q -m gpu tests/gpu/test_four_bit.py
 step model timeout 100 python3 -m pytest -q -m gpu tests/gpu/test_model.py
 for dtype in bfloat16 float32; do
     step "visual_pack_$dtype" timeout 100 python3 benchmarks/visual_pack.py --device cuda \
