@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -25,6 +26,34 @@ def lr_multiples(optimizer: MegatronOptimizer | None) -> list[float]:
 def optimizer_parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     """Core's optimizers inside the chain that it makes of them."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def check_shares_can_be_saved(optimizer: MegatronOptimizer) -> None:
+    """Raise ValueError on every rank where padding leaves one of them nothing of a bucket.
+
+    Core saves the shares of buckets as they are, unless they are made fully reshardable, and
+    asserts then that none is empty.
+    """
+    empty = [
+        (bucket.numel_unpadded, buffer.data_parallel_world_size)
+        for part in optimizer_parts(optimizer)
+        for buffer in getattr(part, "buffers", ())
+        for bucket in buffer.buckets
+        if bucket.numel_unpadded <= _before_the_last_share(bucket, buffer)
+    ]
+    found: list[list[tuple[int, int]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, empty)
+    for numel, ranks in (bucket for of_rank in found for bucket in of_rank):
+        raise ValueError(
+            f"--save cannot write a bucket of {numel} gradients that {ranks} data-parallel ranks "
+            "share, one of them only its padding: give --dist-ckpt-optim-fully-reshardable, or "
+            "another --ddp-bucket-size"
+        )
+
+
+def _before_the_last_share(bucket: Any, buffer: Any) -> int:
+    ranks = buffer.data_parallel_world_size
+    return bucket.grad_data.numel() // ranks * (ranks - 1)
 
 
 def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:

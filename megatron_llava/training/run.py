@@ -38,7 +38,7 @@ from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Reporter, Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
 from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
-from megatron_llava.training.run_saves import RunSaves
+from megatron_llava.training.run_saves import RunSaves, check_state_can_be_saved
 from megatron_llava.training.skipping import SkippedSteps
 from megatron_llava.training.start import (
     adapted_checkpoint,
@@ -144,6 +144,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
             if start is None
             else f"starting from {start[0]} ({start[1]})"
         )
+    check_state_can_be_saved(config, optimizer)
     return Trainer(
         config=config,
         device=device,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
 from megatron_llava.config.cli import config_to_yaml
 from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
@@ -21,6 +23,7 @@ from megatron_llava.parallel.checkpoint_directory import (
 )
 from megatron_llava.parallel.checkpoint_io import PendingSave
 from megatron_llava.training.checkpointing import TrainingState, save_training_state
+from megatron_llava.training.optimizer_state import check_shares_can_be_saved
 from megatron_llava.training.side_files import write_side_files
 
 
@@ -111,3 +114,11 @@ class RunSaves:
             )
             if removed:
                 self.message(f"removed {', '.join(removed)}, as --save-total-limit {keep} says")
+
+
+def check_state_can_be_saved(config: RunConfig, optimizer: MegatronOptimizer) -> None:
+    """Raise ValueError on every rank where --save would fail after the first steps."""
+    checkpoint = config.checkpoint
+    as_they_are = not (checkpoint.no_save_optim or checkpoint.dist_ckpt_optim_fully_reshardable)
+    if checkpoint.save and as_they_are and config.parallel.use_distributed_optimizer:
+        check_shares_can_be_saved(optimizer)

@@ -265,3 +265,20 @@ def test_the_newest_checkpoints_are_kept(pool, setup, tmp_path, world_size, more
     assert kept(*flags, "--exit-interval=3") == ([3], 2)
     assert kept(*flags) == ([3, 5], 1)
     assert kept(*flags, "--save-retain-interval=6", steps=7) == ([5, 6, 7], 1)
+
+
+def test_buckets_of_which_a_rank_has_only_padding_are_refused_before_training(
+    pool, setup, tmp_path
+):
+    """Core would assert, in the first save."""
+    buckets = (
+        "--use-distributed-optimizer",
+        "--overlap-grad-reduce",
+        "--ddp-bucket-size=1",
+    )
+    save = (f"--save={tmp_path / 'run'}", "--save-interval=3")
+    with pytest.raises(AssertionError, match="2 data-parallel ranks share.*--ddp-bucket-size"):
+        pool.run(train, setup.arguments(*buckets, *save, steps=3), world_size=2)
+    assert not (tmp_path / "run").exists()
+    reshardable = "--dist-ckpt-optim-fully-reshardable"
+    pool.run(train, setup.arguments(*buckets, *save, reshardable, steps=3), world_size=2)
