@@ -119,7 +119,7 @@ void shrink(const ImageSettings& settings, Canvas* canvas) {
 // Positions per side of each merged view; 0 where the threshold leaves none.
 int64_t side_of_view(const ImageSettings& settings, int64_t merged_views) {
   const int64_t u = settings.patches_per_side, threshold = settings.token_threshold;
-  if (threshold == 0 || merged_views * u * u <= threshold) return u;
+  if (threshold == 0 || merged_views * u * u <= threshold) return settings.merged_side;
   return integer_sqrt(threshold / merged_views);
 }
 
@@ -155,13 +155,15 @@ bool add_grid(const Visual& visual, const ImageSettings& settings, Merge* merge)
 
 bool merge_image(const Visual& visual, const ImageSettings& settings, Merge* merge) {
   if (visual.width < 1 || visual.height < 1) return false;
+  merge->pools_by_average =
+      settings.pools_by_average != 0 && settings.merged_side != settings.patches_per_side;
   if (visual.after_image && settings.image_separator) {
     merge->before[merge->num_before++] = kSeparator;
   }
   if (settings.image_start_end) merge->before[merge->num_before++] = kImageStart;
   if (visual.single_view || !settings.uses_grid) {
     merge->num_views = 1;
-    merge->canvases[merge->num_canvases++] = stacked(0, 1, settings.patches_per_side);
+    merge->canvases[merge->num_canvases++] = stacked(0, 1, settings.merged_side);
     if (settings.family == kUnpad) merge->after[merge->num_after++] = kNewline;
   } else if (!add_grid(visual, settings, merge)) {
     return false;

@@ -18,6 +18,8 @@ constexpr int64_t kNewline = -1, kSeparator = -2, kImageStart = -3, kImageEnd = 
 struct ImageSettings {
   int64_t tile_size;            // pixels
   int64_t patches_per_side;     // u
+  int64_t merged_side;          // tokens per side of a view, u or what pooling leaves of it
+  int64_t pools_by_average;     // else bilinear
   int64_t uses_grid;            // whether images are cut into tiles
   int64_t has_base_view;
   int64_t merges_base;          // off for the _nobase merge types

@@ -86,6 +86,9 @@ class ImageSettings:
     tile_position_embedding: bool = False
     """Whether a learned row is added to the features of a tile, by its place in the grid."""
 
+    image_pool_stride: int = 1
+    """Features per token along each side of a view, pooled as mm_spatial_pool_mode says."""
+
     mm_spatial_pool_mode: str = "bilinear"
     mm_spatial_pool_stride: int = 2
     mm_newline_position: str = "one_token"
@@ -110,6 +113,7 @@ class ImageSettings:
             )
         self._check_pinpoints()
         self._check_grid_choice()
+        self._check_pooling()
         if self.tile_position_embedding and not self.uses_grid:
             raise ValueError(
                 f"--tile-position-embedding needs tiles, which --image-aspect-ratio "
@@ -127,6 +131,12 @@ class ImageSettings:
     def tokens_per_view(self) -> int:
         """T = u^2, tokens of one view before merging."""
         return self.patches_per_side**2
+
+    @property
+    def merged_side(self) -> int:
+        """Tokens per side of a view in the sequence, before a mode shrinks them: u, or what pooling
+        leaves of it."""
+        return pooled_side(self.patches_per_side, self.image_pool_stride, self.mm_spatial_pool_mode)
 
     @property
     def uses_grid(self) -> bool:
@@ -209,6 +219,35 @@ class ImageSettings:
                 f"--grid-choice aspect_ratio needs grids, which --image-aspect-ratio "
                 f"{self.image_aspect_ratio} never makes: choose an anyres mode or drop it"
             )
+
+    def _check_pooling(self) -> None:
+        stride, mode = self.image_pool_stride, self.mm_spatial_pool_mode
+        if stride == 1:
+            return
+        check_pool_stride("--image-pool-stride", stride, mode)
+        if self.merged_side == 0:
+            raise ValueError(
+                f"--image-pool-stride {stride}: a view has only {self.patches_per_side} features "
+                "per side"
+            )
+        if self.max_merged_views is not None or self.token_threshold is not None:
+            raise ValueError(
+                f"--image-pool-stride {stride} with --image-aspect-ratio "
+                f"{self.image_aspect_ratio}: both resize the features of an image; choose anyres "
+                "or drop the stride"
+            )
+
+
+def pooled_side(side: int, stride: int, mode: str) -> int:
+    """Tokens per side of a view of ``side`` features; 'average' leaves out what does not divide."""
+    return side // stride if mode == "average" else -(-side // stride)
+
+
+def check_pool_stride(flag: str, stride: int, mode: str) -> None:
+    """Refuse a stride that is none, or whose average a token cannot hold."""
+    if stride < 1 or (mode == "average" and stride > 2):
+        expected = "1 or 2, as a token has at most 4 features" if stride > 2 else "at least 1"
+        raise ValueError(f"{flag} {stride} with --mm-spatial-pool-mode {mode}: expected {expected}")
 
 
 def check_patch_size(tile_size: int, patch_size: int) -> None:

@@ -237,6 +237,12 @@ class ImageConfig:
         "grid",
         from_checkpoint="overridable",
     )
+    image_pool_stride: int = flag(
+        1,
+        "Features per token along each side of an image's view, pooled as --mm-spatial-pool-mode "
+        "says; 1 does not pool",
+        from_checkpoint="overridable",
+    )
     mm_spatial_pool_mode: Literal["bilinear", "average"] = flag(
         "bilinear",
         "How the features of a video's frame are pooled: bilinear rounds up to 196 tokens of 729, "

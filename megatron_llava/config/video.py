@@ -8,6 +8,8 @@ from megatron_llava.config.image import (
     check_choice,
     check_merge_type,
     check_patch_size,
+    check_pool_stride,
+    pooled_side,
 )
 
 POOL_MODES = ("bilinear", "average")
@@ -57,12 +59,7 @@ class VideoSettings:
             )
         check_choice("--mm-spatial-pool-mode", mode, POOL_MODES)
         check_choice("--mm-newline-position", self.mm_newline_position, NEWLINE_POSITIONS)
-        if stride < 1 or (mode == "average" and stride > 2):
-            expected = "1 or 2, as a token has at most 4 features" if stride > 2 else "at least 1"
-            raise ValueError(
-                f"--mm-spatial-pool-stride {stride} with --mm-spatial-pool-mode {mode}: "
-                f"expected {expected}"
-            )
+        check_pool_stride("--mm-spatial-pool-stride", stride, mode)
         if self.pooled_side == 0:
             raise ValueError(
                 f"--mm-spatial-pool-stride {stride}: a frame has only {self.patches_per_side} "
@@ -88,9 +85,8 @@ class VideoSettings:
     @property
     def pooled_side(self) -> int:
         """Tokens per side of a frame."""
-        if self.mm_spatial_pool_mode == "average":
-            return self.patches_per_side // self.mm_spatial_pool_stride
-        return -(-self.patches_per_side // self.mm_spatial_pool_stride)
+        stride, mode = self.mm_spatial_pool_stride, self.mm_spatial_pool_mode
+        return pooled_side(self.patches_per_side, stride, mode)
 
     @property
     def newline_position(self) -> str:

@@ -26,6 +26,7 @@ from megatron_llava.vision.anyres import parse_grid_pinpoints
 # Settings of the image path that a class of transformers computes in one way only.
 FIXED_IN_LLAVA = {
     "grid_choice": "resolution",
+    "image_pool_stride": 1,
     "image_separator": False,
     "image_start_end": False,
     "tile_position_embedding": False,

@@ -179,6 +179,8 @@ class _ImageSettings(ctypes.Structure):
             for name in (
                 "tile_size",
                 "patches_per_side",
+                "merged_side",
+                "pools_by_average",
                 "uses_grid",
                 "has_base_view",
                 "merges_base",
@@ -220,6 +222,8 @@ def _image_settings(image: ImageSettings) -> _ImageSettings:
     settings = _ImageSettings(
         tile_size=image.tile_size,
         patches_per_side=image.patches_per_side,
+        merged_side=image.merged_side,
+        pools_by_average=image.mm_spatial_pool_mode == "average",
         uses_grid=image.uses_grid,
         has_base_view=image.has_base_view,
         merges_base="nobase" not in merge_type,

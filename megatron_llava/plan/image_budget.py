@@ -26,7 +26,7 @@ class ImageBudget:
 
 def image_budget(settings: ImageSettings) -> ImageBudget:
     """The nominal limit: `anyres_max_N` keeps up to 21 % more tokens of tiles than N views have."""
-    each = settings.tokens_per_view
+    each = settings.merged_side**2
     if not settings.uses_grid:
         return ImageBudget(tiles=0, base=1, tokens_per_view=each)
     side = settings.tile_size

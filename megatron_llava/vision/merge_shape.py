@@ -125,7 +125,8 @@ def merge_image(
         after = (NEWLINE,)
     if settings.image_start_end:
         before, after = (*before, IMAGE_START), (*after, IMAGE_END)
-    return Merge(num_views, before, canvases, after)
+    by_average = settings.mm_spatial_pool_mode == "average" and settings.image_pool_stride > 1
+    return Merge(num_views, before, canvases, after, pools_by_average=by_average)
 
 
 def merge_video(num_frames: int, settings: VideoSettings) -> Merge:
@@ -156,7 +157,7 @@ def _image_canvases(
     if single_view or not settings.uses_grid:
         check_size(image_size)
         # The only view stays, whatever the merge type says about base views.
-        return 1, (_stacked(0, 1, settings.patches_per_side),)
+        return 1, (_stacked(0, 1, settings.merged_side),)
 
     merge_type = settings.mm_patch_merge_type
     columns, rows = grid_of_image(image_size, settings)
@@ -192,7 +193,7 @@ def _side_of_view(image_size: Size, settings: ImageSettings, merged_views: int) 
     """
     threshold, tokens = settings.token_threshold, settings.tokens_per_view
     if threshold is None or merged_views * tokens <= threshold:
-        return settings.patches_per_side
+        return settings.merged_side
     side = math.isqrt(threshold // merged_views)
     if side == 0:
         raise ValueError(

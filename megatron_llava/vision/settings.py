@@ -56,6 +56,7 @@ def image_settings(config: RunConfig) -> ImageSettings:
         image_separator=image.image_separator,
         image_start_end=image.image_start_end,
         tile_position_embedding=image.tile_position_embedding,
+        image_pool_stride=image.image_pool_stride,
         mm_spatial_pool_mode=image.mm_spatial_pool_mode,
         mm_spatial_pool_stride=image.mm_spatial_pool_stride,
         mm_newline_position=image.mm_newline_position,

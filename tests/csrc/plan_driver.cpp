@@ -17,10 +17,18 @@ int64_t draw(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(engine);
 }
 
+VideoSettings random_video(int64_t patches) {
+  const bool average = patches > 1 && draw(0, 1);
+  const int64_t stride = draw(1, average ? 2 : 3);
+  const int64_t side = average ? patches / stride : (patches + stride - 1) / stride;
+  return {patches, side, average, draw(kGrid, kNoToken), draw(0, 1)};
+}
+
 ImageSettings random_image(std::vector<int64_t>* pinpoints) {
   ImageSettings image = {};
   image.patches_per_side = draw(1, 9);
   image.tile_size = image.patches_per_side * 14 + draw(0, 13);
+  image.merged_side = image.patches_per_side;
   image.uses_grid = draw(0, 3) > 0;
   image.has_base_view = draw(0, 1);
   image.merges_base = draw(0, 1);
@@ -29,6 +37,14 @@ ImageSettings random_image(std::vector<int64_t>* pinpoints) {
   image.max_merged_views = draw(0, 1) ? draw(1, 6) : 0;
   const int64_t tokens = image.patches_per_side * image.patches_per_side;
   image.token_threshold = draw(0, 1) && !image.max_merged_views ? draw(2, 9) * tokens : 0;
+  if (!image.max_merged_views && !image.token_threshold) {
+    const VideoSettings pooled = random_video(image.patches_per_side);
+    image.merged_side = pooled.pooled_side;
+    image.pools_by_average = pooled.pools_by_average;
+  }
+  image.chooses_by_aspect_ratio = draw(0, 1);
+  image.waste_is_share = draw(0, 1);
+  image.waste_weight = 0.1;
   image.image_separator = draw(0, 1);
   image.image_start_end = draw(0, 1);
   for (int64_t i = draw(1, 12); i > 0; --i) {
@@ -38,13 +54,6 @@ ImageSettings random_image(std::vector<int64_t>* pinpoints) {
   image.num_pinpoints = static_cast<int64_t>(pinpoints->size() / 2);
   image.pinpoints = pinpoints->data();
   return image;
-}
-
-VideoSettings random_video(int64_t patches) {
-  const bool average = patches > 1 && draw(0, 1);
-  const int64_t stride = draw(1, average ? 2 : 3);
-  const int64_t side = average ? patches / stride : (patches + stride - 1) / stride;
-  return {patches, side, average, draw(kGrid, kNoToken), draw(0, 1)};
 }
 
 // Rows of the pack, or -1 where a visual has no layout.

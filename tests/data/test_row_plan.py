@@ -57,6 +57,9 @@ ASPECT_RATIOS = [
 def image_settings_strategy(draw) -> ImageSettings:
     tile_size = draw(st.integers(1, 12)) * 14 + draw(st.integers(0, 13))
     aspect_ratio = draw(st.sampled_from(ASPECT_RATIOS))
+    mode = draw(st.sampled_from(POOL_MODES))
+    largest = min(2, tile_size // 14) if mode == "average" else 4
+    pools = "max" not in aspect_ratio and "thresholded" not in aspect_ratio
     side = st.integers(1, 5)
     grids = draw(st.lists(st.tuples(side, side), min_size=1, max_size=9))
     return replace(
@@ -72,6 +75,8 @@ def image_settings_strategy(draw) -> ImageSettings:
         if aspect_ratio in ("square", "pad")
         else draw(st.sampled_from(GRID_CHOICES)),
         grid_waste=draw(st.sampled_from(GRID_WASTES)),
+        mm_spatial_pool_mode=mode,
+        image_pool_stride=draw(st.integers(1, largest)) if pools else 1,
         grid_waste_weight=draw(st.sampled_from([0.0, 0.1, 0.25, 1.0])),
         image_separator=draw(st.booleans()),
         image_start_end=draw(st.booleans()),

@@ -296,3 +296,66 @@ def test_layout_and_counts_agree(
     assert not newline[:, 1:].any() and (layout.weights[newline[:, 0]] == [1, 0, 0, 0]).all()
     copied = layout.taps[(used.sum(1) == 1) & ~newline[:, 0], 0]
     assert len(np.unique(copied)) == len(copied)
+
+
+def _tokens(features: torch.Tensor, layout) -> torch.Tensor:
+    """[R, H] of feature rows [V * T, H]; special rows are zeros."""
+    rows = torch.cat([features, torch.zeros(4, features.shape[1], dtype=features.dtype)])
+    weights = torch.from_numpy(layout.weights.copy()).to(features.dtype)
+    return (rows[torch.from_numpy(layout.taps.copy())] * weights[..., None]).sum(1)
+
+
+@pytest.mark.proves("A21")
+@pytest.mark.parametrize("merge_type", ["flat", "spatial", "spatial_unpad"])
+@pytest.mark.parametrize(
+    ("mode", "stride", "side"), [("bilinear", 2, 4), ("average", 2, 3), ("bilinear", 3, 3)]
+)
+@pytest.mark.parametrize("single_view", [False, True])
+def test_pooled_views_are_merged_as_views_of_fewer_features(
+    merge_type: str, mode: str, stride: int, side: int, single_view: bool
+) -> None:
+    plain = replace(
+        CLIP5, tile_size=98, grid_pinpoints=((196, 294),), mm_patch_merge_type=merge_type
+    )
+    pooling = replace(plain, image_pool_stride=stride, mm_spatial_pool_mode=mode)
+    views = number_of_views((300, 200), pooling, single_view=single_view)
+    features = torch.randn(views, 5, 7, 7, dtype=torch.float64)  # [V, H, u, u]
+    pooled = (
+        torch.nn.functional.avg_pool2d(features, stride)
+        if mode == "average"
+        else torch.nn.functional.interpolate(features, (side, side), mode="bilinear")
+    )
+    # Of views with so many features to begin with.
+    fewer = replace(plain, patch_size=98 // side)
+    assert fewer.patches_per_side == pooled.shape[-1] == pooling.merged_side == side
+    layouts = [
+        image_layout((300, 200), settings, single_view=single_view) for settings in (pooling, fewer)
+    ]
+    found, expected = (
+        _tokens(grid.permute(0, 2, 3, 1).reshape(-1, 5), layout)
+        for grid, layout in zip((features, pooled), layouts, strict=True)
+    )
+    assert len(found) == number_of_tokens((300, 200), pooling, single_view=single_view)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.proves("A21")
+def test_a_ratio_of_two_leaves_a_quarter_of_the_tokens() -> None:
+    pooling = replace(CLIP5, mm_patch_merge_type="flat", image_pool_stride=2)
+    assert number_of_tokens((640, 480), pooling) == 5 * 144
+    assert number_of_tokens((640, 480), replace(pooling, image_pool_stride=1)) == 5 * 576
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_pool_stride": 0}, "--image-pool-stride 0"),
+        ({"image_pool_stride": 3, "mm_spatial_pool_mode": "average"}, "expected 1 or 2"),
+        ({"image_pool_stride": 2, "image_aspect_ratio": "anyres_max_9"}, "both resize"),
+        ({"image_pool_stride": 2, "image_aspect_ratio": "anyres_thresholded_4"}, "both resize"),
+    ],
+)
+def test_pooling_that_cannot_be_is_refused(changes, words) -> None:
+    with pytest.raises(ValueError) as caught:
+        replace(CLIP5, **changes)
+    assert words in str(caught.value)
