@@ -8,6 +8,18 @@ from typing import Any
 
 import pytest
 
+from megatron_llava.parallel.shards import compare, keys_of, merge, replica_differences
+
+# Adam divides a gradient by its own size. A parameter whose true gradient is zero (a key's bias:
+# softmax does not see it) would take full steps of rounding noise, different at every layout. With
+# this much in the denominator a step follows the gradient's size, and noise stays noise; the other
+# gradients (about 2e-3 for each element, after clipping) still move every parameter. The rate is
+# high so that they move by far more than the tolerance.
+COMMON = ("--adam-eps=1e-4", "--lr=4e-3")
+
+DISTRIBUTED = {"distopt": True}
+OVERLAPPED = {**DISTRIBUTED, "grad_overlap": True, "param_overlap": True, "bucket": 20_000}
+
 _FLAGS = {
     "tp": "--tensor-model-parallel-size={}",
     "pp": "--pipeline-model-parallel-size={}",
@@ -96,3 +108,23 @@ class Layout:
 def distributed(*layouts: Layout) -> Callable[[Any], Any]:
     """Run a test once for each layout, which it takes as ``layout`` and is named after."""
     return pytest.mark.parametrize("layout", layouts, ids=str)
+
+
+def assert_same_steps(steps, expected, tolerance=1e-4):
+    assert [step["iteration"] for step in steps] == [step["iteration"] for step in expected]
+    for step, reference in zip(steps, expected, strict=True):
+        assert step.keys() == reference.keys()
+        for name in {"lm loss", "align loss", "grad norm"} & reference.keys():
+            assert step[name] == pytest.approx(reference[name], rel=tolerance), (name, step)
+        assert step["lr"] == reference["lr"]
+        assert step["samples"] == reference["samples"]
+
+
+def assert_same_parameters(ranks, reference, tolerance):
+    """Replicas agree bit by bit, and the merged parameters are those of one rank."""
+    assert keys_of(ranks) == keys_of([reference])
+    for key in keys_of(ranks):
+        replicas = replica_differences(ranks, key)
+        assert not replicas, str(replicas[0])
+        difference = compare(key, merge([reference], key), merge(ranks, key))
+        assert difference is None or difference.relative < tolerance, str(difference)

@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 from megatron_llava.config.fields import flag
 
+TEMPORAL_MLP_WIDTHS = 4
+"""Width of the temporal encoder's MLP over the language model's, as in Vaswani et al., section
+3.3."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
@@ -141,6 +145,20 @@ class VisionConfig:
         False,
         "An attention behind the projector over all image features of a sample, which changes "
         "nothing at first",
+        from_checkpoint="overridable",
+    )
+
+    temporal_encoder_layers: int = flag(
+        0,
+        "Encoder layers behind the projector over all features of a video, which change nothing at "
+        "first; 0 for none",
+        minimum=0,
+        from_checkpoint="overridable",
+    )
+    temporal_encoder_max_frames: int = flag(
+        32,
+        "Frames of a video that --temporal-encoder-layers can tell apart; a longer one is refused",
+        minimum=1,
         from_checkpoint="overridable",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_llava.config.model import VisionConfig
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig, all_fields
 
@@ -78,7 +79,12 @@ def check_vision(config: RunConfig) -> None:
             )
     parse_projector_type(vision.mm_projector_type)
     if vision.cross_image_attention:
-        _check_cross_image_attention(config)
+        _check_feature_attention(config, "--cross-image-attention", "images of a sample")
+    if vision.temporal_encoder_layers:
+        flag = f"--temporal-encoder-layers {vision.temporal_encoder_layers}"
+        _check_feature_attention(config, flag, "frames of a video")
+    else:
+        _check_no_frames(config)
     check_divisible(
         "--hidden-size of the projector",
         known(config.language.hidden_size),
@@ -99,17 +105,27 @@ def check_vision(config: RunConfig) -> None:
         )
 
 
-def _check_cross_image_attention(config: RunConfig) -> None:
-    """All image features of a sample are on each rank, in heads of equal width."""
-    flag, parallel = "--cross-image-attention", config.parallel
+def _check_no_frames(config: RunConfig) -> None:
+    """Nothing is said of an encoder that is off; a file of all settings states the default."""
+    name, frames = "temporal_encoder_max_frames", config.vision.temporal_encoder_max_frames
+    if name in config.explicit and frames != VisionConfig().temporal_encoder_max_frames:
+        raise ValueError(
+            f"--temporal-encoder-max-frames {frames} is of an encoder that is off: give "
+            "--temporal-encoder-layers, or drop it"
+        )
+
+
+def _check_feature_attention(config: RunConfig, flag: str, seen: str) -> None:
+    """All features that see each other are on each rank, in heads of equal width."""
+    parallel = config.parallel
     if parallel.context_parallel_size > 1:
         raise ValueError(
-            f"{flag} sees all images of a sample, which --context-parallel-size "
+            f"{flag} sees all {seen}, which --context-parallel-size "
             f"{parallel.context_parallel_size} spreads over ranks: give 1, or drop it"
         )
     if parallel.shares_views:
         raise ValueError(
-            f"{flag} sees all images of a sample, of which --vision-parallel data gives a rank "
+            f"{flag} sees all {seen}, of which --vision-parallel data gives a rank "
             "the features that it places: give --vision-parallel tensor, or drop it"
         )
     if config.lora.adapts:

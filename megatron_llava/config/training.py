@@ -10,7 +10,9 @@ from megatron_llava.config.fields import flag
 
 TUNABLE_PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
 CROSS_IMAGE_ATTENTION = "cross_image_attention"
-"""The module of --cross-image-attention in LlavaModel; it learns as the projector does."""
+TEMPORAL_ENCODER = "temporal_encoder"
+"""The modules of --cross-image-attention and --temporal-encoder-layers in LlavaModel; they learn as
+the projector does."""
 PARTS_WITH_ADAPTERS = ("mm_mlp_adapter", "mm_language_model")
 """What learns in a run with adapters that does not say: LLaVA's LoRA training freezes the tower."""
 
@@ -23,7 +25,7 @@ def part_of(name: str) -> str:
     """
     if name.startswith("vision_model."):
         return "mm_vision_tower"
-    if name.startswith(("vision_projection.", f"{CROSS_IMAGE_ATTENTION}.")):
+    if name.startswith(("vision_projection.", f"{CROSS_IMAGE_ATTENTION}.", f"{TEMPORAL_ENCODER}.")):
         return "mm_mlp_adapter"
     return "mm_language_model"
 

@@ -31,6 +31,7 @@ FIXED_IN_LLAVA = {
     "image_start_end": False,
     "tile_position_embedding": False,
     "cross_image_attention": False,
+    "temporal_encoder_layers": 0,
 }
 _ANYRES = FIXED_IN_LLAVA | {
     "mm_patch_merge_type": "spatial_unpad",

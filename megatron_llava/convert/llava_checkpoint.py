@@ -185,10 +185,12 @@ def export_mm_projector(
     if path.exists():
         raise ValueError(f"{path}: already exists; give a new name or remove it first")
     mapping = read_root_mapping(root)
-    if mapping.get("cross_image_attention"):
-        raise ValueError(
-            "model.yaml: cross_image_attention is True, which a projector's file has no place for"
-        )
+    for field in ("cross_image_attention", "temporal_encoder_layers"):
+        if mapping.get(field):
+            raise ValueError(
+                f"model.yaml: {field} is {mapping[field]}, which a projector's file has no place "
+                "for"
+            )
     checkpoint = open_whole(root, mapping, iteration, as_path(base))
     source = hf_tensors(checkpoint, root, mapping, dtype)
     names = [name for name in source.names() if name.startswith(PROJECTOR)]

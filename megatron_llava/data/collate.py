@@ -135,6 +135,7 @@ def collate(
         num_images=len(visuals),
         num_views=num_views,
         sample_views=_views_of_samples(samples, views),
+        videos=_videos(visuals, views),
         num_rows=num_rows,
         attended=int((sample_rows**2).sum()),
         num_loss_rows=int(np.count_nonzero(has_loss)),
@@ -195,6 +196,13 @@ def _views_of_samples(samples: Sequence[Sample], views: NDArray[np.int64]) -> tu
     ends = np.cumsum([len(sample.image_sizes) for sample in samples], dtype=np.int64)
     totals = np.concatenate(([0], np.cumsum(views)))
     return tuple(np.diff(totals[ends], prepend=0).tolist())
+
+
+def _videos(visuals: Visuals, views: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """[num_videos], the first view and the frames of each video."""
+    found = np.flatnonzero(visuals[:, 2] == VIDEO)
+    first = (np.cumsum(views) - views)[found]
+    return tuple(zip(first.tolist(), views[found].tolist(), strict=True))
 
 
 def _positions(

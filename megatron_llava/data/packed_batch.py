@@ -101,6 +101,9 @@ class PackedBatch:
     sample_views: tuple[int, ...]
     """[num_samples], views of each sample of the whole pack."""
 
+    videos: tuple[tuple[int, int], ...]
+    """[num_videos], the first view and the frames of each video of the whole pack."""
+
     num_rows: int
     """Positions before padding."""
 
@@ -157,6 +160,7 @@ class TensorBatch:
     num_images: int
     num_views: int
     sample_views: tuple[int, ...]
+    videos: tuple[tuple[int, int], ...]
     num_rows: int
     attended: int
     num_loss_rows: int

@@ -13,13 +13,15 @@ from megatron_llava.models.alignment import AlignmentLoss
 from megatron_llava.models.core_config import (
     language_transformer_config,
     projector_transformer_config,
+    temporal_transformer_config,
     vision_transformer_config,
 )
+from megatron_llava.models.feature_attention import FeatureAttention
 from megatron_llava.models.fp8_layers import connect_scales
-from megatron_llava.models.image_attention import CrossImageAttention
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.models.projector import build_projector
 from megatron_llava.models.specs import language_block_spec
+from megatron_llava.models.temporal_encoder import TemporalEncoder
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.fp8 import Fp8Recipe
 from megatron_llava.ops.fp8_delayed import DelayedScales
@@ -64,7 +66,7 @@ def build_llava_model(
         vp_stage=vp_stage,
     )
     draw_adapters(language_model.decoder.layers, config.training.seed)
-    vision_model = vision_projection = cross_image_attention = None
+    vision_model = vision_projection = cross_image_attention = temporal_encoder = None
     if pre_process:
         vision_core = vision_transformer_config(config)
         vision_model = VisionTower(
@@ -79,7 +81,13 @@ def build_llava_model(
             parse_projector_type(config.vision.mm_projector_type),
         )
         if config.vision.cross_image_attention:
-            cross_image_attention = CrossImageAttention(projector_transformer_config(config))
+            cross_image_attention = FeatureAttention(projector_transformer_config(config))
+        if config.vision.temporal_encoder_layers:
+            temporal_encoder = TemporalEncoder(
+                temporal_transformer_config(config),
+                config.vision.temporal_encoder_layers,
+                config.vision.temporal_encoder_max_frames,
+            )
     return LlavaModel(
         core,
         language_model,
@@ -91,6 +99,7 @@ def build_llava_model(
         _fp8_scales(config.precision, language_model) if config.precision.fp8_emulation else None,
         _alignment(config),
         cross_image_attention,
+        temporal_encoder,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from megatron.core.activations import quick_gelu
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_llava.config.model import TEMPORAL_MLP_WIDTHS
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig
 
@@ -112,6 +114,12 @@ def projector_transformer_config(config: RunConfig) -> TransformerConfig:
         add_bias_linear=True,
         init_method_std=config.language.init_method_std,
     )
+
+
+def temporal_transformer_config(config: RunConfig) -> TransformerConfig:
+    """The temporal encoder: the projector's, with a wider MLP."""
+    projector = projector_transformer_config(config)
+    return replace(projector, ffn_hidden_size=TEMPORAL_MLP_WIDTHS * projector.hidden_size)
 
 
 def _core_attention_backend(config: RunConfig) -> AttnBackend:

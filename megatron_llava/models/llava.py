@@ -21,10 +21,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.data.packed_batch import FeatureExchange, TensorBatch
 from megatron_llava.models.alignment import AlignmentLoss
-from megatron_llava.models.image_attention import CrossImageAttention
+from megatron_llava.models.feature_attention import FeatureAttention
 from megatron_llava.models.image_rows import add_image_rows, position_rows, special_rows
 from megatron_llava.models.projector import DeepProjector, Projector
 from megatron_llava.models.specs import PackedSequences
+from megatron_llava.models.temporal_encoder import TemporalEncoder
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.exchange import exchange_rows
 from megatron_llava.ops.fp8_delayed import DelayedScales
@@ -53,6 +54,7 @@ class LlavaModel(MegatronModule):
         fp8_scales: of the decoder's linears, with emulated FP8 and delayed scaling.
         alignment: the loss that stage 1 may add while training, None without one.
         cross_image_attention: what --cross-image-attention adds, None elsewhere and without it.
+        temporal_encoder: what --temporal-encoder-layers adds, likewise.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class LlavaModel(MegatronModule):
         view_group: dist.ProcessGroup | None = None,
         fp8_scales: DelayedScales | None = None,
         alignment: AlignmentLoss | None = None,
-        cross_image_attention: CrossImageAttention | None = None,
+        cross_image_attention: FeatureAttention | None = None,
+        temporal_encoder: TemporalEncoder | None = None,
     ) -> None:
         super().__init__(config=config)
         self.language_model = language_model
@@ -91,6 +94,8 @@ class LlavaModel(MegatronModule):
             self.vision_projection = vision_projection
             if cross_image_attention is not None:
                 self.cross_image_attention = cross_image_attention
+            if temporal_encoder is not None:
+                self.temporal_encoder = temporal_encoder
             add_image_rows(self, settings, config.hidden_size, config.params_dtype)
         if self.post_process:
             # Rows are gathered before the few that carry a loss are picked, not by the output
@@ -133,12 +138,15 @@ class LlavaModel(MegatronModule):
 
     def visual_features(self, batch: TensorBatch) -> torch.Tensor:
         """The feature rows [F, H] that ``visual_pack`` takes: encoded, projected, and where the
-        model does so, having seen the other images of their sample."""
+        model does so, having seen the other frames of their video and images of their sample."""
         features_FH = self.encode_images(batch.tiles, batch.exchange)
+        encoder = getattr(self, "temporal_encoder", None)
         attention = getattr(self, "cross_image_attention", None)
+        tokens = len(features_FH) // max(batch.num_views, 1)
+        if encoder is not None:
+            features_FH = encoder(features_FH, batch.videos, tokens)
         if attention is None:
             return features_FH
-        tokens = len(features_FH) // max(batch.num_views, 1)
         return attention(features_FH, [views * tokens for views in batch.sample_views if views])
 
     def embed(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from megatron_llava.config.lora import targeted_parts
+from megatron_llava.config.model import TEMPORAL_MLP_WIDTHS
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.training import CROSS_IMAGE_ATTENTION
+from megatron_llava.config.training import CROSS_IMAGE_ATTENTION, TEMPORAL_ENCODER
 from megatron_llava.vision.settings import image_settings
 
 
@@ -35,7 +36,7 @@ def part_parameters(config: RunConfig, *, layers: int, first: bool, last: bool) 
     found = list(_language(config, layers, first, last))
     if first:
         found = [*_image_rows(config), *found, *_tower(config), *_projector(config)]
-        found += _cross_image_attention(config)
+        found += [*_cross_image_attention(config), *_temporal_encoder(config)]
     return found
 
 
@@ -138,11 +139,30 @@ def _projector(config: RunConfig) -> Iterator[Parameter]:
 def _cross_image_attention(config: RunConfig) -> Iterator[Parameter]:
     if not config.vision.cross_image_attention:
         return
+    yield from _feature_attention(config, f"{CROSS_IMAGE_ATTENTION}.")
+
+
+def _temporal_encoder(config: RunConfig) -> Iterator[Parameter]:
+    layers = config.vision.temporal_encoder_layers
+    if not layers:
+        return
+    hidden = known(config.language.hidden_size)
+    share = TEMPORAL_MLP_WIDTHS * hidden // config.parallel.tensor_model_parallel_size
+    rows = config.vision.temporal_encoder_max_frames
+    yield Parameter(f"{TEMPORAL_ENCODER}.frame_positions", rows * hidden)
+    for number in range(1, layers + 1):
+        prefix = f"{TEMPORAL_ENCODER}.layer_{number}."
+        yield from _feature_attention(config, f"{prefix}attention.")
+        yield from _with_bias(f"{prefix}norm", hidden, hidden)
+        yield from _mlp(f"{prefix}mlp.", hidden, share, hidden)
+
+
+def _feature_attention(config: RunConfig, prefix: str) -> Iterator[Parameter]:
     hidden = known(config.language.hidden_size)
     share = hidden // config.parallel.tensor_model_parallel_size
-    yield from _with_bias(f"{CROSS_IMAGE_ATTENTION}.norm", hidden, hidden)
-    yield from _with_bias(f"{CROSS_IMAGE_ATTENTION}.linear_qkv", 3 * share * hidden, 3 * share)
-    yield from _with_bias(f"{CROSS_IMAGE_ATTENTION}.linear_proj", share * hidden, hidden)
+    yield from _with_bias(f"{prefix}norm", hidden, hidden)
+    yield from _with_bias(f"{prefix}linear_qkv", 3 * share * hidden, 3 * share)
+    yield from _with_bias(f"{prefix}linear_proj", share * hidden, hidden)
 
 
 def _mlp(prefix: str, width: int, share: int, hidden: int) -> Iterator[Parameter]:

@@ -15,7 +15,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.training import CROSS_IMAGE_ATTENTION
+from megatron_llava.config.training import CROSS_IMAGE_ATTENTION, TEMPORAL_ENCODER
 from megatron_llava.models.core_config import params_dtype
 from megatron_llava.training.optimizer_state import optimizer_parts
 
@@ -117,6 +117,7 @@ def _module_overrides(config: RunConfig) -> dict[ParamKey, ParamGroupOverride]:
         "*vision_model.*": settings.mm_vision_tower_lr,
         "*vision_projection.*": settings.mm_projector_lr,
         f"*{CROSS_IMAGE_ATTENTION}.*": settings.mm_projector_lr,
+        f"*{TEMPORAL_ENCODER}.*": settings.mm_projector_lr,
     }
     overrides: dict[ParamKey, ParamGroupOverride] = {}
     for pattern, rate in rates.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.merged_store import open_store
@@ -16,9 +18,15 @@ from megatron_llava.parallel.pack_cost import pack_balance
 def opened_store(
     path: str, config: RunConfig, settings: ImageSettings, message: Callable[[str], None]
 ) -> SampleStore:
-    """A store with the samples that a pack can hold, as --oversize-samples says."""
+    """A store with the samples that a pack can hold, as --oversize-samples says.
+
+    Raises:
+        ValueError: one line, for a store that cannot be read or a video with too many frames.
+    """
     data = config.data
     store = open_store(path)
+    if config.vision.temporal_encoder_layers:
+        _check_frames(store, config.vision.temporal_encoder_max_frames)
     if data.oversize_samples != "truncate":
         return store
     shortened = truncated(store, settings, data.seq_length, data.max_views_per_pack)
@@ -28,6 +36,20 @@ def opened_store(
             "a pack and truncated, as --oversize-samples truncate says"
         )
     return shortened
+
+
+def _check_frames(store: SampleStore, most: int) -> None:
+    """Refuse a store with a video of more frames than the temporal encoder can tell apart."""
+    sizes = store.image_sizes
+    frames = np.where(sizes[:, 1] == 0, sizes[:, 0], 0)
+    longer = np.flatnonzero(frames > most)
+    if len(longer):
+        sample = int(np.searchsorted(store.image_offsets, longer[0], side="right")) - 1
+        raise ValueError(
+            f"store {store.prefix}: sample {sample} has a video of {frames[longer[0]]} frames, "
+            f"more than --temporal-encoder-max-frames {most} ({len(longer)} videos have, the "
+            f"longest {frames.max()}): raise it, or preprocess with --frames-upbound {most}"
+        )
 
 
 def most_left_out(config: RunConfig, store: SampleStore) -> int:

@@ -17,9 +17,10 @@ from megatron_llava.convert.hf_start import load_hf_weights
 from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.sampled_packs import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule
-from megatron_llava.models.image_attention import OPTIONAL_WEIGHTS
+from megatron_llava.models.feature_attention import CROSS_IMAGE_WEIGHTS
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.models.temporal_encoder import temporal_encoder_weights
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import HF, Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
@@ -209,7 +210,8 @@ def _load_weights(
     base = adapted_checkpoint(config)
     whole = start if base is None else base
     if whole is not None:
-        may_lack = OPTIONAL_ROWS + OPTIONAL_WEIGHTS
+        layers = config.vision.temporal_encoder_layers
+        may_lack = OPTIONAL_ROWS + CROSS_IMAGE_WEIGHTS + temporal_encoder_weights(layers)
         if whole[1] == HF:
             fresh = load_hf_weights(whole[0], models, may_lack=may_lack)
         else:

@@ -165,17 +165,32 @@ def test_layers_of_stages(make_config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "parts"),
+    ("on", "flag"),
     [
-        ({"context_parallel_size": 2}, "--cross-image-attention|--context-parallel-size 2"),
+        ({"cross_image_attention": True}, "--cross-image-attention"),
+        ({"temporal_encoder_layers": 2}, "--temporal-encoder-layers 2"),
+    ],
+    ids=["images", "frames"],
+)
+@pytest.mark.parametrize(
+    ("changes", "other"),
+    [
+        ({"context_parallel_size": 2}, "--context-parallel-size 2"),
         (
             {"tensor_model_parallel_size": 2, "vision_parallel": "data"},
-            "--cross-image-attention|--vision-parallel data",
+            "--vision-parallel data",
         ),
-        ({"lora_rank": 4}, "--cross-image-attention|--lora-rank 4"),
+        ({"lora_rank": 4}, "--lora-rank 4"),
+        ({"hidden_size": 60, "kv_channels": 8}, "--num-attention-heads 8"),
     ],
 )
-def test_all_images_of_a_sample_are_on_a_rank(make_config, changes, parts):
+def test_all_features_that_see_each_other_are_on_a_rank(make_config, on, flag, changes, other):
     with pytest.raises(ValueError) as caught:
-        validate(make_config(cross_image_attention=True, **changes), 2)
-    assert all(part in str(caught.value) for part in parts.split("|")), caught.value
+        validate(make_config(**on, **changes), 2)
+    assert all(part in str(caught.value) for part in (flag, other)), caught.value
+
+
+def test_frames_of_an_encoder_that_is_off(make_config):
+    with pytest.raises(ValueError, match="--temporal-encoder-max-frames 8 .*-encoder-layers"):
+        validate(make_config(temporal_encoder_max_frames=8), 1)
+    validate(make_config(temporal_encoder_max_frames=8, temporal_encoder_layers=1), 1)

@@ -17,6 +17,7 @@ from PIL import Image
 from published_settings import ONEVISION
 from transformers.video_utils import read_video_pyav
 
+from megatron_llava.config.run import RunConfig
 from megatron_llava.data.collate import collate, views_of
 from megatron_llava.data.describe import describe_sample
 from megatron_llava.data.html_view import samples_page
@@ -26,6 +27,7 @@ from megatron_llava.data.row_plan import NumpyPlanner
 from megatron_llava.data.statistics import statistics
 from megatron_llava.data.store import Store
 from megatron_llava.text.tokenizer import load_tokenizer
+from megatron_llava.training.packs import opened_store
 from megatron_llava.vision.frames import (
     FrameSampling,
     decode_frames,
@@ -133,6 +135,22 @@ def test_thirty_two_frames_are_6273_tokens(stored, videos):
     # Transformers: 14 x 14 pooled features of each frame, and one newline.
     per_frame = ((ONEVISION.patches_per_side + 1) // 2) ** 2
     assert lengths[0] - text == 32 * per_frame + 1
+
+
+@pytest.mark.proves("B10")
+def test_a_store_with_more_frames_than_the_temporal_encoder_knows(stored):
+    made = stored(record("slow.mp4"), record("long.mp4"))
+
+    def opened(most: int, layers: int = 1):
+        flags = {"temporal_encoder_layers": layers, "temporal_encoder_max_frames": most}
+        config = RunConfig().with_values(flags, "flag")
+        return opened_store(str(made.prefix), config, ONEVISION, print)
+
+    with pytest.raises(
+        ValueError, match=r"sample 1 .* 32 frames, more .*-max-frames 31 \(1 videos"
+    ):
+        opened(31)
+    assert len(opened(32)) == len(opened(1, layers=0)) == 2
 
 
 @pytest.mark.proves("A11")

@@ -16,7 +16,7 @@ from tiny_model import (
 from megatron_llava.config.training import part_of
 from megatron_llava.convert.export_config import check_fixed
 from megatron_llava.models.build import build_llava_model
-from megatron_llava.models.image_attention import OPTIONAL_WEIGHTS
+from megatron_llava.models.feature_attention import CROSS_IMAGE_WEIGHTS
 from megatron_llava.observe.parameters import part_parameters
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -29,21 +29,21 @@ def test_it_begins_as_the_model_without_it():
     plain, config, samples = tiny_config(), tiny_config(**ON), mixed_samples()
     model, other = tiny_model(plain), build_llava_model(config)
     missing, unexpected = other.load_state_dict(model.state_dict(), strict=False)
-    assert {name for name in missing if "_extra_state" not in name} == set(OPTIONAL_WEIGHTS)
+    assert {name for name in missing if "_extra_state" not in name} == set(CROSS_IMAGE_WEIGHTS)
     assert not unexpected
     expected = losses_and_gradients(model, pack(plain, samples))
     losses, gradients = losses_and_gradients(other, pack(config, samples))
-    added = {name: gradients.pop(name) for name in OPTIONAL_WEIGHTS}
+    added = {name: gradients.pop(name) for name in CROSS_IMAGE_WEIGHTS}
     assert_bitwise((losses, gradients), expected)
     learning = {name for name, gradient in added.items() if gradient.any()}
-    assert learning == {name for name in OPTIONAL_WEIGHTS if "linear_proj" in name}
+    assert learning == {name for name in CROSS_IMAGE_WEIGHTS if "linear_proj" in name}
 
 
 def test_a_pack_is_its_samples_alone():
     config, samples = tiny_config(**ON), mixed_samples()
     model = tiny_model(config)
     found = losses_and_gradients(model, pack(config, samples))
-    assert all(found[1][name].any() for name in OPTIONAL_WEIGHTS)
+    assert all(found[1][name].any() for name in CROSS_IMAGE_WEIGHTS)
     assert_equal_runs(found, sum_of_samples(model, config, samples))
 
 
@@ -79,7 +79,7 @@ def test_without_an_image_every_gradient_is_there():
     config = tiny_config(**ON)
     batch = pack(config, [mixed_samples()[1]])
     _, gradients = losses_and_gradients(tiny_model(config), batch)
-    for name in OPTIONAL_WEIGHTS:
+    for name in CROSS_IMAGE_WEIGHTS:
         assert gradients[name] is not None and not gradients[name].any(), name
 
 
@@ -88,7 +88,7 @@ def test_its_parameters_are_the_projectors_part_and_are_counted():
     named = {name: p.numel() for name, p in build_llava_model(config).named_parameters()}
     listed = part_parameters(config, layers=2, first=True, last=True)
     assert {p.name: p.numel for p in listed} == named
-    assert {part_of(name) for name in OPTIONAL_WEIGHTS} == {"mm_mlp_adapter"}
+    assert {part_of(name) for name in CROSS_IMAGE_WEIGHTS} == {"mm_mlp_adapter"}
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
