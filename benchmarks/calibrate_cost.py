@@ -195,7 +195,7 @@ def main() -> None:
         from megatron_llava.train import prepare
 
         config = prepare(parse_args(flags))
-        device = set_up_device(config.parallel.device)
+        device = set_up_device(config.parallel.device, tf32=config.precision.tf32)
         if not arguments.flags:
             write_mixed_store(Path(folder) / "store")
         from megatron_llava.observe.metrics import Reporter

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     try:
-        device = set_up_device(config.parallel.device)
+        device = set_up_device(config.parallel.device, tf32=config.precision.tf32)
     except ValueError as error:
         _exit(str(error))
     # These rooms import Megatron-core, which must find its device prepared.
@@ -119,6 +119,7 @@ def prepare(config: RunConfig) -> RunConfig:
         check_compiler,
         check_fp8_device,
         check_precision_aware_optimizer,
+        check_tf32,
         check_transformer_impl,
         select_device,
     )
@@ -137,6 +138,8 @@ def prepare(config: RunConfig) -> RunConfig:
     precision = config.precision
     if precision.fp8_format is not None and not precision.fp8_emulation:
         check_fp8_device(device, precision.fp8_recipe)
+    if precision.tf32:
+        check_tf32(device)
     if config.optimizer.use_precision_aware_optimizer:
         check_precision_aware_optimizer()
     if config.parallel.torch_compile:

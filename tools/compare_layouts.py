@@ -101,7 +101,7 @@ def record(folder: Path, arguments: list[str]) -> None:
     from megatron_llava.train import prepare
 
     config = prepare(parse_args(arguments, prog=PROGRAM))
-    device = set_up_device(config.parallel.device)
+    device = set_up_device(config.parallel.device, tf32=config.precision.tf32)
     # Imports Megatron-core, which must find its device prepared.
     from megatron_llava.training.record import record_training
 

@@ -133,6 +133,11 @@ class PrecisionConfig:
         "Compute in float16 with float32 master weights and a scaled loss; a step whose gradient "
         "overflows is skipped and the scale halved",
     )
+    tf32: bool = flag(
+        False,
+        "Round the operands of float32 matrix products to TF32 on a GPU of compute capability 8.0 "
+        "or more",
+    )
     loss_scale: float | None = flag(
         None, "With --fp16, a scale that stays", above=0, default_text="one that adapts"
     )

@@ -158,6 +158,8 @@ def check_precision(config: RunConfig) -> None:
     """Number formats that the implementation and the device have."""
     parallel, precision = config.parallel, config.precision
     _check_fp16(config)
+    if precision.tf32 and parallel.device == "cpu":
+        raise ValueError("--tf32 is of a GPU's matrix products, and --device is cpu: drop it")
     if precision.grad_reduce_in_bf16 and not precision.bf16:
         raise ValueError("--grad-reduce-in-bf16 needs --bf16: add it, or drop the flag")
     if precision.grad_reduce_in_bf16 and precision.accumulate_allreduce_grads_in_fp32:

@@ -87,8 +87,22 @@ def check_fp8_device(device: str, recipe: str) -> None:
         )
 
 
-def set_up_device(device: str) -> torch.device:
+def check_tf32(device: str) -> None:
+    """Raise ValueError where --tf32 asks for what the GPU cannot do."""
+    if device != "cuda":
+        return
+    found = torch.cuda.get_device_capability(local_rank())
+    if found < (8, 0):
+        raise ValueError(
+            f"--tf32 needs compute capability 8.0, and this GPU has {found[0]}.{found[1]}: drop it"
+        )
+
+
+def set_up_device(device: str, *, tf32: bool = False) -> torch.device:
     """Prepare the process for "cuda" or "cpu"; before anything imports ``megatron.core``.
+
+    Args:
+        tf32: let a GPU round the operands of float32 products.
 
     Returns:
         The device that this process computes on.
@@ -99,6 +113,10 @@ def set_up_device(device: str) -> torch.device:
     else:
         target = torch.device("cuda", local_rank())
         torch.cuda.set_device(target)
+        if tf32:
+            # On a GPU "high" is TF32. Not ``fp32_precision``, which inductor of torch 2.13 cannot
+            # read back.
+            torch.set_float32_matmul_precision("high")
     silence_core_warnings()
     return target
 

@@ -66,6 +66,7 @@ def test_tokens_are_not_paired_across_ranks(make_config):
     ("changes", "parts"),
     [
         ({"fp16": True, "bf16": True}, "--bf16|--fp16|give one"),
+        ({"tf32": True, "device": "cpu"}, "--tf32|--device is cpu"),
         ({"loss_scale": 8.0}, "--loss-scale|--fp16"),
         ({"hysteresis": 3}, "--hysteresis|--fp16"),
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_process import run_python
 from PIL import Image
 from tiny_checkpoints import tiny_llava_next
 
@@ -101,6 +102,7 @@ HALF = ["--optimizer-offload-fraction", "0.5", "--overlap-cpu-optimizer-d2h-h2d"
         [*TRANSFORMER_ENGINE, *FP8],
         ["--bf16", *FP8, "--fp8-emulation"],
         ["--bf16", "--torch-compile"],
+        ["--tf32"],
         AWARE,
         [*AWARE, "--exp-avg-dtype", "bf16", "--exp-avg-sq-dtype", "bf16"],
         OFFLOAD,
@@ -112,7 +114,8 @@ def test_training_on_one_gpu_stays_near_the_cpu(run_folder, tmp_path, flags):
     aware = "--use-precision-aware-optimizer" in flags
     if "transformer_engine" in flags or aware:
         pytest.importorskip("transformer_engine")
-    on_the_cpu = AWARE[:2] if aware else [flag for flag in flags if flag != "--torch-compile"]
+    gpu_only = ("--torch-compile", "--tf32")
+    on_the_cpu = AWARE[:2] if aware else [flag for flag in flags if flag not in gpu_only]
     if "transformer_engine" in flags:
         on_the_cpu = ["--bf16", *FP8, "--fp8-emulation"] if "hybrid" in flags else ["--bf16"]
     losses = {}
@@ -126,6 +129,23 @@ def test_training_on_one_gpu_stays_near_the_cpu(run_folder, tmp_path, flags):
         losses[device] = [json.loads(line)["lm loss"] for line in log.read_text().splitlines()]
     tolerance = 3e-2 if flags else 1e-3
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=tolerance)
+
+
+@pytest.mark.proves("D10")
+def test_tf32_rounds_operands():
+    code = """
+        import torch
+        from megatron_llava.platform.device import set_up_device
+
+        for tf32 in (False, True):
+            device = set_up_device("cuda", tf32=tf32)
+            torch.manual_seed(0)
+            one, other = torch.randn(2, 512, 512, device=device)
+            exact = one.double() @ other.double()
+            print(float((one @ other - exact).norm() / exact.norm()))
+    """
+    exact, rounded = map(float, run_python(code).split())
+    assert exact < 1e-6 and 1e-4 < rounded < 1e-2
 
 
 @pytest.mark.parametrize("more", [[], AWARE[2:], OFFLOAD[2:], [*OFFLOAD[2:], *HALF]], ids=" ".join)

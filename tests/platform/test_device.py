@@ -2,7 +2,12 @@ import pytest
 import torch
 from own_process import TORCHRUN, run_python
 
-from megatron_llava.platform.device import check_fp8_device, select_device, set_up_device
+from megatron_llava.platform.device import (
+    check_fp8_device,
+    check_tf32,
+    select_device,
+    set_up_device,
+)
 from megatron_llava.platform.torchrun import global_rank, local_rank, world_size
 
 
@@ -46,6 +51,36 @@ def test_a_gpu_without_fp8_products_is_one_line(monkeypatch, found, recipe, need
     message = str(caught.value)
     assert f"--fp8-recipe {recipe} needs compute capability {needed}" in message
     assert f"has {found[0]}.{found[1]}" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(("found", "refused"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_a_gpu_without_tf32_is_one_line(monkeypatch, found, refused):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+    check_tf32("cpu")
+    if not refused:
+        check_tf32("cuda")
+        return
+    with pytest.raises(ValueError, match=r"^--tf32 needs compute capability 8.0, .* has 7.5: drop"):
+        check_tf32("cuda")
+
+
+TF32 = """
+    import torch
+    from megatron_llava.platform.device import set_up_device
+
+    # Of torch's state only: there is no GPU to choose.
+    torch.cuda.set_device = print
+    matmul = torch.backends.cuda.matmul
+    for tf32 in (False, True):
+        set_up_device("cuda", tf32=tf32)
+        print(matmul.allow_tf32, matmul.fp32_precision, torch.get_float32_matmul_precision())
+"""
+
+
+@pytest.mark.proves("D10")
+def test_tf32_is_what_torch_multiplies_with():
+    lines = run_python(TF32).splitlines()
+    assert lines == ["cuda:0", "False none highest", "cuda:0", "True tf32 high"]
 
 
 def test_ranks_are_those_of_torchrun(monkeypatch):
