@@ -65,7 +65,7 @@ class Recorder:
         pass
 
     def training(self, iteration: int, values: dict[str, float], interval, device) -> None:
-        counts = {"samples": interval.samples, **interval.details}
+        counts = {"samples": interval.samples, "kinds": interval.kinds, **interval.details}
         self.steps.append({"iteration": iteration, **values, **counts})
 
     def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None:

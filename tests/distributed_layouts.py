@@ -117,7 +117,8 @@ def assert_same_steps(steps, expected, tolerance=1e-4):
         for name in {"lm loss", "align loss", "grad norm"} & reference.keys():
             assert step[name] == pytest.approx(reference[name], rel=tolerance), (name, step)
         assert step["lr"] == reference["lr"]
-        assert step["samples"] == reference["samples"]
+        assert step["samples"] == reference["samples"] == sum(step["kinds"])
+        assert step["kinds"] == reference["kinds"]
 
 
 def assert_same_parameters(ranks, reference, tolerance):

@@ -27,6 +27,7 @@ from megatron_llava.data.row_plan import (
 )
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.sample import Sample
+from megatron_llava.data.sample_kinds import count_kinds
 from megatron_llava.data.share import dealt_views
 from megatron_llava.data.stored_video import unpack_frames
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
@@ -132,6 +133,7 @@ def collate(
         if with_pixels
         else None,
         num_samples=len(samples),
+        sample_kinds=count_kinds(sample.image_sizes for sample in samples),
         num_images=len(visuals),
         num_views=num_views,
         sample_views=_views_of_samples(samples, views),

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_llava.data.sample_kinds import KindCounts
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExchange:
@@ -94,6 +96,10 @@ class PackedBatch:
     pixels. The share of a rank alone are all V views."""
 
     num_samples: int
+
+    sample_kinds: KindCounts
+    """Samples of the whole pack by kind."""
+
     num_images: int
     num_views: int
     """V: 0 where the pack has no image."""
@@ -157,6 +163,7 @@ class TensorBatch:
     sample_loss_tokens: torch.Tensor
     counts_samples: bool
     num_samples: int
+    sample_kinds: KindCounts
     num_images: int
     num_views: int
     sample_views: tuple[int, ...]

@@ -16,6 +16,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from megatron_llava.data.sample_kinds import KIND_COLUMNS
 from megatron_llava.observe.run_log import START, settings_digest
 from megatron_llava.observe.wandb_run import WandbRun
 from megatron_llava.platform.environment import run_environment
@@ -142,6 +143,7 @@ class Reporter:
             "tokens/s": interval.tokens / seconds,
             "images/s": interval.images / seconds,
             "samples/s": interval.samples / seconds,
+            **dict(zip(KIND_COLUMNS.values(), interval.kinds, strict=True)),
             "fill %": 100.0 * interval.tokens / max(interval.padded_tokens, 1),
             "data wait %": 100.0 * interval.data_seconds / seconds,
             **self._flops(interval, seconds),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron_llava.data.sample_kinds import KIND_COLUMNS
 from megatron_llava.observe.report_scale import (
     Axis,
     number_text,
@@ -31,6 +32,7 @@ _TELLING = {
     "grad norm": "before clipping, over all parameters that learn",
     "tokens/s": "positions of the language model without padding",
     "fill %": "of the positions of full packs, those that hold a sample",
+    "samples by kind": "of all ranks, since the line before",
     "data wait %": "of the time, spent waiting for batches; the slowest rank",
     "memory GiB": "of the first rank: highest so far on a GPU, resident on a CPU",
     "s/step": "seconds without evaluations and saves",
@@ -73,6 +75,8 @@ def _quantity(name: str) -> str:
         return "learning rate"
     if name.startswith("time ") and name.endswith(" %"):
         return "time %"
+    if name in KIND_COLUMNS.values():
+        return "samples by kind"
     if name in ("MFU %", "HFU %"):
         return "MFU and HFU %"
     # Over the ranks: minimum, median and maximum.

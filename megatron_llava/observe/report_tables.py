@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_llava.config.fields import FieldSpec
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
+from megatron_llava.data.sample_kinds import KIND_COLUMNS
 from megatron_llava.observe.model_card import count_text, part_sizes, trainable_module
 from megatron_llava.observe.report_scale import number_text
 from megatron_llava.observe.run_log import LOSSES, RunLog, total
@@ -80,6 +81,11 @@ def _totals(log: RunLog, samples: int | None) -> Iterator[tuple[str, str, str]]:
             note = f"{seen / samples:.2f} epochs of {samples:,}" if epochs and samples else ""
             shown = f"{seen:,.0f}" if seen < _EXACT else count_text(seen)
             yield f"{name} trained on", shown, note
+    of_kinds = {kind: sum(log.finite(name)) for kind, name in KIND_COLUMNS.items()}
+    if any(of_kinds.values()):
+        seen = sum(of_kinds.values())
+        shown = ", ".join(f"{kind} {count / seen:.1%}" for kind, count in of_kinds.items() if count)
+        yield "samples by kind", f"{seen:,.0f}", shown
     seconds = total(log.steps, before=log.first_start)
     if seconds:
         yield "time of the steps", _time_text(seconds), "without evaluations and saves"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from megatron_llava.data.sample_kinds import SAMPLE_KINDS
 from megatron_llava.parallel.step_flops import StepFlops
 from megatron_llava.training.taken import Taken
 
@@ -21,6 +22,8 @@ class Interval:
     padded_tokens: int = 0
     """Positions that packs of the full length would have had."""
     samples: int = 0
+    kinds: tuple[int, ...] = (0,) * len(SAMPLE_KINDS)
+    """Samples of each of SAMPLE_KINDS."""
     images: int = 0
     useful_flops: int = 0
     """Of forward and backward, of all ranks together; ``parallel.step_flops`` says what counts."""
@@ -39,6 +42,7 @@ class Interval:
         self.steps += 1
         self.tokens += taken.sizes.rows
         self.samples += taken.samples
+        self.kinds = tuple(map(sum, zip(self.kinds, taken.kinds, strict=True)))
         self.images += taken.images
         self.padded_tokens += padded_tokens
         self.data_seconds += data_seconds

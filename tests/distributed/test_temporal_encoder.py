@@ -54,7 +54,7 @@ def one_rank(pool, setup, store):
     return pool.run(train, arguments, with_shards=True)[0]
 
 
-@pytest.mark.proves("B10")
+@pytest.mark.proves("B10", "C8")
 @distributed(
     Layout(tp=2, pp=2),
     Layout(tp=4, sp=True, dp=2, **OVERLAPPED),
@@ -65,6 +65,18 @@ def test_a_layout_equals_one_rank(pool, setup, store, one_rank, layout):
     results = pool.run(train, arguments, world_size=layout.world_size, with_shards=True)
     assert_same_steps(results[0]["steps"], one_rank["steps"])
     assert_same_parameters([rank["shards"] for rank in results], one_rank["shards"], 1e-4)
+
+
+@pytest.mark.proves("C8")
+def test_every_kind_of_sample_is_counted(one_rank):
+    """A sample is a pack: an epoch of 48 packs is six steps, of which five were run."""
+    text, image, images, video = (sum(kind) for kind in zip(*kinds_of(one_rank), strict=True))
+    assert (text + image + images + video, images) == (40, 0)
+    assert 4 <= text <= 12 and 4 <= image <= 12 and 16 <= video <= 24
+
+
+def kinds_of(run):
+    return [step["kinds"] for step in run["steps"]]
 
 
 def test_it_learns(pool, setup, store, one_rank):

@@ -15,11 +15,18 @@ import torch
 pytestmark = pytest.mark.usefixtures("cpu_platform")
 
 VALUES = {"lm loss": 2.34567, "lr": 1e-5, "lr x0.2": 2e-6, "grad norm": 1.5}
+KINDS = {
+    "text samples": 30,
+    "single-image samples": 40,
+    "multi-image samples": 8,
+    "video samples": 2,
+}
 QUANTITIES = [
     *VALUES,
     "tokens/s",
     "images/s",
     "samples/s",
+    *KINDS,
     "fill %",
     "data wait %",
     "TFLOP/s/rank",
@@ -68,6 +75,7 @@ def interval(seconds=20.0, **changes):
         "padded_tokens": 10000,
         "samples": 80,
         "images": 60,
+        "kinds": tuple(KINDS.values()),
         "data_seconds": 1.0,
         "useful_flops": 20 * 10**12,
         "recomputed_flops": 5 * 10**12,
@@ -127,7 +135,7 @@ def test_the_peak_is_given_or_that_of_a_known_gpu(monkeypatch):
     assert peak_flops(cuda, None) is None
 
 
-@pytest.mark.proves("E11")
+@pytest.mark.proves("C8", "E11")
 def test_jsonl_has_a_record_per_line_with_every_quantity(make_reporter, tmp_path):
     path = tmp_path / "new" / "run.jsonl"
     reporter = make_reporter(log_file=str(path))
@@ -149,6 +157,7 @@ def test_jsonl_has_a_record_per_line_with_every_quantity(make_reporter, tmp_path
     assert {name: first[name] for name in VALUES} == VALUES
     assert first["tokens/s"] == pytest.approx(450, rel=0.01)
     assert first["samples/s"] == pytest.approx(4, rel=0.01)
+    assert {name: first[name] for name in KINDS} == KINDS
     assert first["fill %"] == 90.0
     assert first["eta s"] == pytest.approx(200, rel=0.01)
     assert records[1]["valid loss"] == 1.25
@@ -168,6 +177,7 @@ def test_details_go_into_the_record_and_numbers_to_tensorboard(make_reporter, tm
     found.Reload()
     names = set(found.Tags()["scalars"])
     assert {"train/slowest rank", "train/time data %"} <= names
+    assert found.Scalars("train/video samples")[0].value == 2
     assert "train/slowest host" not in names
 
 

@@ -79,6 +79,7 @@ def test_numbers_have_four_digits(value, shown):
 
 def test_every_column_is_in_a_chart(tmp_path):
     more = {"lr": 1e-3, "lr x0.2": 2e-4, "MFU %": 41.0, "time vision %": 20.0, "HFU %": 47.0}
+    more |= {"text samples": 3, "video samples": 1}
     more |= {"time data %": 3.0, "data s/step min": 0.1, "data s/step max": 0.2, "new": 1}
     rows = [
         start(0),
@@ -96,6 +97,7 @@ def test_every_column_is_in_a_chart(tmp_path):
         ("skipped steps", ["skipped steps"]),
         ("MFU and HFU %", ["MFU %", "HFU %"]),
         ("time %", ["time vision %", "time data %"]),
+        ("samples by kind", ["text samples", "video samples"]),
         ("data s/step", ["data s/step min", "data s/step max"]),
         ("new", ["new"]),
     ]

@@ -67,8 +67,8 @@ def test_a_report_tells_of_the_run(tmp_path):
     later = {"torch": "2.14.0", "device": "CPU", "host": "second"}
     rows = [
         start(0, settings=digest),
-        line(10, 3.0),
-        line(20, 2.0),
+        line(10, 3.0, **{"text samples": 20, "video samples": 10}),
+        line(20, 2.0, **{"text samples": 25, "video samples": 5}),
         {"iteration": 20, "valid loss": 2.5},
         line(30, 9.0),
         start(20, settings=digest, environment=later),
@@ -82,6 +82,7 @@ def test_a_report_tells_of_the_run(tmp_path):
     assert page.rows["final valid loss"][0][0] == "2.2500"
     assert page.rows["skipped steps"][0][0] == "1"
     assert page.rows["samples trained on"][0][0] == "180"
+    assert page.rows["samples by kind"] == [["60", "text 75.0%, video 25.0%"]]
     assert page.rows["tokens trained on"][0][0] == "54,000"
     assert page.rows["time of the steps"][0][0] == "1 min 00 s"
     assert page.rows["median tokens/s"][0][0] == "900"

@@ -74,7 +74,7 @@ def test_an_offline_run_holds_the_settings_and_every_number(monkeypatch, tmp_pat
     )
     cpu = torch.device("cpu")
     for step, loss in ((1, 2.5), (2, float("nan"))):
-        interval = Interval(steps=1, started=time.perf_counter() - 1)
+        interval = Interval(steps=1, kinds=(3, 1, 0, 0), started=time.perf_counter() - 1)
         reporter.training(step, {"lm loss": loss, "lr": 1e-5}, interval, cpu)
     reporter.validation(2, 1.25, 10, 1.0)
     reporter.close()
@@ -93,4 +93,5 @@ def test_an_offline_run_holds_the_settings_and_every_number(monkeypatch, tmp_pat
     assert settings["hidden_size"] == "32" and settings["wandb_project"] == '"llava"'
     assert float(history[1]["train/lm loss"]) == 2.5 and float(history[1]["train/lr"]) == 1e-5
     assert "train/lm loss" not in history[2] and "train/tokens/s" in history[2]
+    assert float(history[2]["train/text samples"]) == 3
     assert float(history[2]["valid/valid loss"]) == 1.25
