@@ -14,7 +14,7 @@ from tiny_model import (
 )
 
 from megatron_llava.config.training import part_of
-from megatron_llava.convert.export_config import check_fixed
+from megatron_llava.convert.export_config import FIXED_IN_LLAVA, check_fixed
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.feature_attention import CROSS_IMAGE_WEIGHTS
 from megatron_llava.observe.parameters import part_parameters
@@ -94,12 +94,4 @@ def test_its_parameters_are_the_projectors_part_and_are_counted():
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_no_class_of_transformers_computes_it(kind):
     with pytest.raises(ValueError, match="cross_image_attention is True, which .* cannot compute"):
-        check_fixed(
-            {
-                "image_separator": False,
-                "image_start_end": False,
-                "tile_position_embedding": False,
-                "cross_image_attention": True,
-            },
-            kind,
-        )
+        check_fixed(FIXED_IN_LLAVA | {"cross_image_attention": True}, kind)

@@ -18,7 +18,7 @@ from tiny_model import (
 )
 
 from megatron_llava.config.training import part_of
-from megatron_llava.convert.export_config import check_fixed
+from megatron_llava.convert.export_config import FIXED_IN_LLAVA, check_fixed
 from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.models.build import build_llava_model
@@ -171,12 +171,5 @@ def test_its_parameters_are_the_projectors_part_and_are_counted():
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_no_class_of_transformers_computes_it(kind):
-    mapping = {
-        "image_separator": False,
-        "image_start_end": False,
-        "tile_position_embedding": False,
-        "cross_image_attention": False,
-        "temporal_encoder_layers": 2,
-    }
     with pytest.raises(ValueError, match="temporal_encoder_layers is 2, which .* cannot compute"):
-        check_fixed(mapping, kind)
+        check_fixed(FIXED_IN_LLAVA | {"temporal_encoder_layers": 2}, kind)
