@@ -130,10 +130,12 @@ class Window {
   // Numbers the packs from `first` on, one for each sample by place in the order; how many.
   int64_t pack(uint32_t first, uint32_t* packs) {
     const auto count = static_cast<int64_t>(lengths_.size());
-    int64_t rows = 0;
+    int64_t rows = 0, views = 0;
     for (const int32_t length : lengths_) rows += length;
+    for (int64_t i = 0; views_ != nullptr && i < count; ++i) views += views_[order_[i]];
     const int64_t made = fill_all({lengths_[by_length_[count / 4]], 0}, first, packs);
-    const int64_t fewest = (rows + capacity_ - 1) / capacity_;
+    int64_t fewest = (rows + capacity_ - 1) / capacity_;
+    if (views > 0) fewest = std::max(fewest, (views + max_views_ - 1) / max_views_);
     if (made - fewest <= fewest / kLoss) return made;
     std::vector<uint32_t> even(lengths_.size());
     const int64_t made_evenly = fill_all({2 * (rows / count), kTried}, first, even.data());

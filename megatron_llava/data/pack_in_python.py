@@ -66,6 +66,8 @@ class _Window:
         count, rows = len(lengths), sum(lengths)
         packs = self._fill(lengths[count // 4], 0)
         fewest = -(-rows // self.capacity)
+        if self.views is not None and (views := int(self.views[self.ids].sum())):
+            fewest = max(fewest, -(-views // self.max_views))
         if len(packs) - fewest > fewest // _LOSS:
             packs = min(packs, self._fill(2 * (rows // count), _TRIED), key=len)
         return packs

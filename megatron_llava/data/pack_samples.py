@@ -39,12 +39,13 @@ def pack_samples(
     long as a quarter of the window's samples are; then it is completed by the longest sample that
     fits, the first of several, again and again. Then the packs are shuffled.
 
-    If a window makes more packs than its rows need, by more than one of 1,024, it is packed again:
-    in order while at least two mean lengths are left, and completed, again and again, by none, one
-    or two of the next 12 samples and the longest one that then fits. Those that leave least are
-    taken, a 4,096th of the pack being as good as nothing; of equal ones those that are least
-    scarce, by the sum of (share of samples of about its length that are left, less the share of all
-    that are) where lengths within a 256th of the pack are about equal. The fewer packs are kept.
+    If a window makes more packs than its rows or views need, by more than one of 1,024, it is
+    packed again: in order while at least two mean lengths are left, and completed, again and again,
+    by none, one or two of the next 12 samples and the longest one that then fits. Those that leave
+    least are taken, a 4,096th of the pack being as good as nothing; of equal ones those that are
+    least scarce, by the sum of (share of samples of about its length that are left, less the share
+    of all that are) where lengths within a 256th of the pack are about equal. The fewer packs are
+    kept.
 
     Args:
         lengths: int64 [n], rows of each sample, 1 to `capacity`.
