@@ -41,6 +41,7 @@ def make_inputs(folder: Path) -> None:
     turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": "two cats"}]
     records = [
         {"id": str(n), "image": f"{n}.png", "kind": "cats", "score": n, "conversations": turns}
+        | {"seen": ["cat", f"toy {n}"]}
         for n in range(4)
     ]
     (folder / "data.json").write_text(json.dumps(records))
@@ -107,6 +108,12 @@ def one_run(folder: Path) -> dict[str, Case]:
             TOOLS["select_top"],
             [*chosen, str(folder / "best-cats.jsonl"), "--by", "score", "--count", "2"],
             ["2 of 4 records: values from 2 to 3"],
+            0,
+        ),
+        "objects": Case(
+            TOOLS["make_object_questions"],
+            [*chosen, str(folder / "objects.jsonl"), "--objects", "seen", "--absent", "popular"],
+            ["16 questions about 4 records"],
             0,
         ),
         "import": Case(convert, there, ["wrote"], 0),
@@ -291,6 +298,7 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "top: field": choose(
             "select_top", "--by", "quality", "--count", "2", words=["has no quality"]
         ),
+        "objects: field": choose("make_object_questions", "--objects", "x", words=["has no x"]),
         "card: folder": Case(
             TOOLS["write_model_card"],
             ["--name", "A", "--stages", absent, "--output", f"{absent}.md"],

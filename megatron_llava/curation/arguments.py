@@ -31,15 +31,19 @@ def add_records(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_kept(parser: argparse.ArgumentParser, seed_of: str, output: str = "the output") -> None:
+def add_kept(
+    parser: argparse.ArgumentParser,
+    seed_of: str,
+    output: str = "the output",
+    written: str = "the records that are kept",
+) -> None:
     """Add ``--seed``, ``--output`` and ``--overwrite``.
 
     Args:
         seed_of: what the seed decides.
         output: what ``--overwrite`` replaces.
+        written: what ``--output`` gets.
     """
     parser.add_argument("--seed", type=int, default=0, help=f"of {seed_of} (default: 0)")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="the records that are kept, a .jsonl file"
-    )
+    parser.add_argument("--output", type=Path, required=True, help=f"{written}, a .jsonl file")
     parser.add_argument("--overwrite", action="store_true", help=f"replace {output}")

@@ -49,10 +49,10 @@ def record_line(raw: Any) -> bytes:
     return json.dumps(raw).encode() + b"\n"  # ASCII: also lone surrogates stay what they are
 
 
-def check_field(by: str) -> None:
-    """ValueError for a --by that names no field."""
+def check_field(by: str, flag: str = "--by") -> None:
+    """ValueError for a flag that names no field."""
     if not all(by.split(".")):
-        raise ValueError(f"--by {by}: expected a key, or keys with dots between them")
+        raise ValueError(f"{flag} {by}: expected a key, or keys with dots between them")
 
 
 def field_value(record: Mapping[str, Any], by: str) -> Any:
