@@ -116,6 +116,12 @@ def one_run(folder: Path) -> dict[str, Case]:
             ["16 questions about 4 records"],
             0,
         ),
+        "scores": Case(
+            TOOLS["published_scores"],
+            ["--table", "encoders", "--computed-means"],
+            ["| **66.4** | **66.44** | **69.4** |"],
+            0,
+        ),
         "import": Case(convert, there, ["wrote"], 0),
         "preprocess": Case(
             TOOLS["preprocess_data"], [*made, str(folder / "store")], ["4 samples"], 0
@@ -299,6 +305,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
             "select_top", "--by", "quality", "--count", "2", words=["has no quality"]
         ),
         "objects: field": choose("make_object_questions", "--objects", "x", words=["has no x"]),
+        "scores: table": Case(
+            TOOLS["published_scores"], ["--table", "x"], ["--table x: unknown; use one of"], 1
+        ),
         "card: folder": Case(
             TOOLS["write_model_card"],
             ["--name", "A", "--stages", absent, "--output", f"{absent}.md"],
