@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def make_inputs(folder: Path) -> None:
     other = [{"event": "start", "iteration": 0}, {"iteration": 1, "lm loss": 2.0}]
     (folder / "others.jsonl").write_text("".join(json.dumps(line) + "\n" for line in other))
     (folder / "type.yaml").write_text("data: {seq_length: long}\n")
+    start = f"--pretrained-checkpoint={folder / 'root'}"
+    (folder / "sweep.yaml").write_text(
+        f"command: '{sys.executable} -m {TRAIN} $flags'\n"
+        f"variables: {{flags: {' '.join(train_flags(folder, start))}}}\n"
+        f"flags: {{log-file: '{folder}/sweep-$run.jsonl', train-iters: 1}}\n"
+        "axes: {seed: [5, 6]}\n"
+    )
     (folder / "mixture.yaml").write_text("datasets: [{json_path: data.json, records: 4}]\n")
 
 
@@ -138,6 +146,12 @@ def one_run(folder: Path) -> dict[str, Case]:
         "spoil it": Case("code", [SPOIL.format(str(folder / "spoilt_images.bin"))], [], 0),
         "inspect": Case(TOOLS["inspect_data"], [*inspect, "--index", "3"], ["two cats"], 0),
         "train": Case(TRAIN, train_flags(folder, *start), [], 0),
+        "sweep": Case(
+            TOOLS["sweep"],
+            ["--sweep", str(folder / "sweep.yaml"), "--dry-run"],
+            ["6: ", f"--log-file={folder}/sweep-6.jsonl --train-iters=1 --seed=6"],
+            0,
+        ),
         "card": Case(
             TOOLS["write_model_card"],
             ["--name", "A", "--stages", run, "--output", f"{run}-card.md"],
@@ -305,6 +319,13 @@ def tool_errors(folder: Path) -> dict[str, Case]:
             "select_top", "--by", "quality", "--count", "2", words=["has no quality"]
         ),
         "objects: field": choose("make_object_questions", "--objects", "x", words=["has no x"]),
+        "sweep: file": Case(TOOLS["sweep"], ["--sweep", absent], [f"{absent}"], 1),
+        "sweep: run": Case(
+            TOOLS["sweep"],
+            ["--sweep", str(folder / "sweep.yaml"), "--run", "7"],
+            ["--run 7: there is no such run; use 5, 6"],
+            1,
+        ),
         "scores: table": Case(
             TOOLS["published_scores"], ["--table", "x"], ["--table x: unknown; use one of"], 1
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,23 @@ def test_two_ranks_say_an_error_once(inputs):
     assert done.stderr.count(message) == 1, done.stderr
     assert f"{TRAIN}: error: {message}" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.proves("E8")
+def test_a_sweep_trains_its_runs_in_turn(inputs, results):
+    assert results["import"][1]["status"] == results["preprocess"][1]["status"] == 0
+    done = subprocess.run(
+        [sys.executable, TOOLS["sweep"], "--sweep", str(inputs / "sweep.yaml")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("2 of 2 runs are complete\n")
+    logs = [(inputs / f"sweep-{seed}.jsonl").read_text().splitlines() for seed in (5, 6)]
+    losses = [json.loads(log[-1])["lm loss"] for log in logs]
+    assert losses[0] > 0 and losses[1] > 0
 
 
 def test_a_printed_configuration_reads_back_as_the_same(inputs, results):

@@ -62,7 +62,7 @@ def dry_run(script: str, settings: str = "") -> str:
 
 def test_every_folder_is_a_story_with_a_readme():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "out"}
-    assert folders == {*STORIES, "recipes"}
+    assert folders == {*STORIES, "recipes", "sweeps"}
     table = (EXAMPLES / "README.md").read_text()
     for name in STORIES:
         assert f"[`{name}`]" in table
