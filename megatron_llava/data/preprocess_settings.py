@@ -30,6 +30,7 @@ class PreprocessSettings(QualityFilters):
     video_fps: int = 1
     frames_upbound: int = 32
     force_sample: bool = False
+    all_frames: bool = False
     add_time_instruction: bool = False
     seed: int = 0
     shard: tuple[int, int] = (0, 1)

@@ -22,6 +22,7 @@ def add_video_flags(parser: argparse.ArgumentParser) -> None:
         help="spread this many frames over a longer video; 0 for no bound (default: 32)",
     )
     add("--force-sample", action="store_true", help="take --frames-upbound frames of every video")
+    add("--all-frames", action="store_true", help="take every frame of every video")
     add(
         "--add-time-instruction",
         action="store_true",
@@ -42,6 +43,7 @@ def visual_settings(given: Any, *, verify: bool) -> VisualSettings:
             video_fps=given.video_fps,
             frames_upbound=given.frames_upbound,
             force_sample=given.force_sample,
+            all_frames=given.all_frames,
         ),
         add_time_instruction=given.add_time_instruction,
         verify=verify,

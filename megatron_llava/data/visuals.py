@@ -134,12 +134,16 @@ def _video(video: ImageSource, source: str, settings: VisualSettings) -> StoredV
 
 
 def _frame_folder(path: Path, source: str, settings: VisualSettings) -> StoredVideo:
-    """LLaVA-NeXT's frame folders: 10 of the files, in the order of their names, at 2 per second."""
+    """LLaVA-NeXT's frame folders: 10 of the files, in the order of their names, at 2 per second;
+    with ``all_frames`` all of them."""
     named = f"{source}: video {path}"
     files = sorted(file for file in path.iterdir() if file.is_file())
     if not files:
         raise ValueError(f"{named}: holds no frame")
-    numbers = spread_frames(len(files), FOLDER_FRAMES)
+    if settings.sampling.all_frames:
+        numbers = np.arange(len(files))
+    else:
+        numbers = spread_frames(len(files), FOLDER_FRAMES)
     frames = [files[number].read_bytes() for number in numbers]
     return _stored(pack_frames(frames), numbers, len(files), FOLDER_FPS, named, settings)
 

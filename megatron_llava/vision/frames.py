@@ -27,7 +27,7 @@ FOLDER_FRAMES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """The flags --video-fps, --frames-upbound and --force-sample.
+    """The flags --video-fps, --frames-upbound, --force-sample and --all-frames.
 
     Raises:
         ValueError: one line naming the flag.
@@ -42,6 +42,9 @@ class FrameSampling:
     force_sample: bool = False
     """Take exactly frames_upbound frames of every video."""
 
+    all_frames: bool = False
+    """Take every frame of every video."""
+
     def __post_init__(self) -> None:
         if self.video_fps < 1:
             raise ValueError(f"--video-fps {self.video_fps}: expected at least 1")
@@ -49,11 +52,19 @@ class FrameSampling:
             raise ValueError(f"--frames-upbound {self.frames_upbound}: expected 0 or more")
         if self.force_sample and not self.frames_upbound:
             raise ValueError("--force-sample takes --frames-upbound frames: give that, above 0")
+        sampled = (self.video_fps, self.frames_upbound, self.force_sample)
+        if self.all_frames and sampled != (1, 32, False):
+            raise ValueError(
+                "--all-frames takes every frame: drop --video-fps, --frames-upbound and "
+                "--force-sample"
+            )
 
 
 def sampled_frames(num_frames: int, fps: float, sampling: FrameSampling) -> NDArray[np.int64]:
     """Numbers of the frames to take of `num_frames` > 0 at `fps` per second; repeats are possible
     where fewer frames are there than have to be taken."""
+    if sampling.all_frames:
+        return np.arange(num_frames)
     # LLaVA-NeXT fails below half a frame per wanted one; every frame is what it would mean.
     step = max(round(fps / sampling.video_fps), 1)
     taken = np.arange(0, num_frames, step)

@@ -101,6 +101,7 @@ def stored(make_settings, videos, tmp_path):
         (40, 10.0, {"frames_upbound": 5, "force_sample": True}, [0, 9, 19, 29, 39]),
         (2, 10.0, {"frames_upbound": 4, "force_sample": True}, [0, 0, 0, 1]),
         (90, 1.0, {"frames_upbound": 0}, list(range(90))),
+        (90, 30.0, {"all_frames": True}, list(range(90))),
     ],
 )
 def test_which_frames_are_taken(frames, fps, sampling, expected):
@@ -205,6 +206,14 @@ def test_a_folder_of_frames(stored, videos):
     assert len(views) == 10
     first = Image.fromarray(frame(int(numbers[1]))).resize((48, 48), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(views[1], np.asarray(first).transpose(2, 0, 1))
+
+
+@pytest.mark.proves("F1")
+def test_every_frame_of_files_and_folders(stored, videos):
+    several = record(["long.mp4", "slow.mp4", "frames"], "<video><video><video>")
+    store = stored(several, all_frames=True)
+    counts = [500, 7, len(list((videos / "frames").iterdir()))]
+    assert counts[2] > 10 and [size[0] for size in store.image_sizes.tolist()] == counts
 
 
 def test_the_time_instruction(stored, make_settings, tokenizer_folder, videos):
@@ -358,6 +367,8 @@ def test_a_time_instruction_is_for_one_video(stored):
         ({"video_fps": 0}, "--video-fps 0: expected at least 1"),
         ({"frames_upbound": -1}, "--frames-upbound -1"),
         ({"frames_upbound": 0, "force_sample": True}, "--force-sample takes --frames-upbound"),
+        ({"all_frames": True, "force_sample": True}, "--all-frames takes every frame: drop"),
+        ({"all_frames": True, "frames_upbound": 8}, "--all-frames takes every frame: drop"),
         ({"video_folder": Path("/absent")}, "--video-folder /absent: no such directory"),
     ],
 )
