@@ -43,12 +43,13 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
 
 
 def _plain_words(text: str) -> str:
-    text = " ".join(text.split()).lower().replace("'", "")
+    given = text = " ".join(text.split()).lower().replace("'", "")
+    # A sign parts what is around it, unless it stands beside a space anywhere in the answer; beside
+    # a number with a comma none does. So it is done where VQAv2 is scored.
+    has_long_number = re.search(r"\d,\d", given) is not None
     for sign in _PUNCTUATION:
-        # A sign within a word parts it; at the end of one it goes, and so does a comma of a number.
-        alone = f"{sign} " in text or f" {sign}" in text
-        between_digits = sign == "," and re.search(r"\d,\d", text) is not None
-        text = text.replace(sign, "" if alone or between_digits else " ")
+        goes = has_long_number or f"{sign} " in given or f" {sign}" in given
+        text = text.replace(sign, "" if goes else " ")
     text = re.sub(r"\.(?!\d)", "", text)
     words = [_DIGITS.get(word, word) for word in text.split()]
     return " ".join(word for word in words if word not in _ARTICLES)

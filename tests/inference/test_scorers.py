@@ -70,6 +70,8 @@ def test_vqa_accuracy_of_ten_people(agreeing, score):
         ("3.5", "35", 0.0),
         ("it's", "its", 1.0),
         ("red/blue", "red blue", 1.0),
+        ("1,000 red/blue", "1000 redblue", 1.0),
+        ("a-b - c", "ab  c", 1.0),
         ("yes, it is", "yes it is", 1.0),
         ("a an the", "", 1.0),
         ("cats", "cat", 0.0),
