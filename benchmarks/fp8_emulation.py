@@ -108,7 +108,8 @@ def answered(folder: Path, saved: Path) -> dict[str, bool]:
 
 
 def report(runs: dict[str, Run], steps: int, recipe: str) -> list[str]:
-    """The tables of the runs, by their names in ``PAIRS``."""
+    """The tables of the runs so far, by their names in ``PAIRS``."""
+    pairs = [pair for pair in PAIRS if {pair.reference, pair.other} <= runs.keys()]
     training = {name: windows(one.curves.losses, WINDOWS) for name, one in runs.items()}
     held_out = {name: one.curves.held_out for name, one in runs.items()}
     times = ", ".join(f"{one.seconds:.2f} s ({name})" for name, one in runs.items())
@@ -119,19 +120,19 @@ def report(runs: dict[str, Run], steps: int, recipe: str) -> list[str]:
         "",
         f"## Training loss, means over {len(next(iter(training.values())))} windows",
         "",
-        *table("steps", training, PAIRS, FLOOR),
+        *table("steps", training, pairs, FLOOR),
         "",
-        *summary(training, PAIRS, FLOOR),
+        *summary(training, pairs, FLOOR),
         "",
         "## Loss of the held-out questions",
         "",
-        *table("after step", held_out, PAIRS, FLOOR),
+        *table("after step", held_out, pairs, FLOOR),
         "",
-        *summary(held_out, PAIRS, FLOOR),
+        *summary(held_out, pairs, FLOOR),
         "",
         "## Answers to the held-out questions",
         "",
-        *accuracy({name: one.right for name, one in runs.items()}, PAIRS),
+        *accuracy({name: one.right for name, one in runs.items()}, pairs),
         "",
         f"A step took {times}: the emulation says nothing of speed.",
     ]
@@ -158,15 +159,15 @@ def main() -> None:
         if not (folder / "valid.json").is_file():
             preprocess(folder, "valid")
         join_process_group("cpu", timeout_minutes=10)
-        runs = {}
+        runs: dict[str, Run] = {}
         for order, seed in SEEDS.items():
             for name, flags in (("bfloat16", []), ("FP8", fp8)):
                 runs[f"{name} {order}"] = run(folder, steps, f"--seed={seed}", *flags)
+                text = "\n".join([*lines, *report(runs, steps, recipe), ""])
+                if arguments.output is not None:
+                    arguments.output.write_text(text)  # so that an interruption loses one run
         leave_process_group()
-    lines += report(runs, steps, recipe)
-    print("\n".join(lines))
-    if arguments.output is not None:
-        arguments.output.write_text("\n".join([*lines, ""]))
+    print(text, end="")
 
 
 if __name__ == "__main__":
