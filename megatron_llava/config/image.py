@@ -67,6 +67,12 @@ class ImageSettings:
     """What each image of a sample that has several gives: 'one_padded' view, or 'as_single' the
     views of an image alone."""
 
+    pad_aspect_ratio: float = 1.0
+    """Width over height that a padded view is padded to before it is scaled to S x S."""
+
+    pad_tolerance: float = 0.0
+    """An image is not padded where its ratio differs from that by less."""
+
     grid_choice: str = "resolution"
     """'resolution' (LLaVA-NeXT's choice), or 'aspect_ratio'; see vision/anyres.py."""
 
@@ -113,6 +119,7 @@ class ImageSettings:
             )
         self._check_pinpoints()
         self._check_grid_choice()
+        self._check_padding()
         self._check_pooling()
         if self.tile_position_embedding and not self.uses_grid:
             raise ValueError(
@@ -218,6 +225,20 @@ class ImageSettings:
             raise ValueError(
                 f"--grid-choice aspect_ratio needs grids, which --image-aspect-ratio "
                 f"{self.image_aspect_ratio} never makes: choose an anyres mode or drop it"
+            )
+
+    def _check_padding(self) -> None:
+        ratio, tolerance = self.pad_aspect_ratio, self.pad_tolerance
+        if not (math.isfinite(ratio) and ratio > 0):
+            raise ValueError(f"--pad-aspect-ratio {ratio}: expected a number above 0")
+        if not (math.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"--pad-tolerance {tolerance}: expected a number of at least 0")
+        pads = self.image_aspect_ratio == "pad" or self.multi_image_views == "one_padded"
+        if not pads and (ratio, tolerance) != (1.0, 0.0):
+            raise ValueError(
+                f"--pad-aspect-ratio {ratio} and --pad-tolerance {tolerance} are of padded views, "
+                f"which --image-aspect-ratio {self.image_aspect_ratio} with --multi-image-views "
+                f"{self.multi_image_views} never makes: drop them, or choose pad or one_padded"
             )
 
     def _check_pooling(self) -> None:

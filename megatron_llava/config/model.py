@@ -195,6 +195,17 @@ class ImageConfig:
         from_checkpoint="overridable",
         parse=_pinpoints_text,
     )
+    pad_aspect_ratio: float = flag(
+        1.0,
+        "Width over height that a padded view is padded to, before it is scaled to the square that "
+        "the tower sees",
+        from_checkpoint="overridable",
+    )
+    pad_tolerance: float = flag(
+        0.0,
+        "An image is scaled without padding where its aspect ratio differs from that by less",
+        from_checkpoint="overridable",
+    )
     grid_choice: Literal["resolution", "aspect_ratio"] = flag(
         "resolution",
         "Which grid an image gets: the one that keeps most of its pixels (LLaVA-NeXT), or the one "

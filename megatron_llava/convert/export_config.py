@@ -32,6 +32,8 @@ FIXED_IN_LLAVA = {
     "tile_position_embedding": False,
     "cross_image_attention": False,
     "temporal_encoder_layers": 0,
+    "pad_aspect_ratio": 1.0,
+    "pad_tolerance": 0.0,
 }
 _ANYRES = FIXED_IN_LLAVA | {
     "mm_patch_merge_type": "spatial_unpad",

@@ -43,6 +43,8 @@ def image_settings(config: RunConfig) -> ImageSettings:
         patch_size=vision.vision_patch_size,
         image_aspect_ratio=image.image_aspect_ratio,
         grid_pinpoints=pinpoints,
+        pad_aspect_ratio=image.pad_aspect_ratio,
+        pad_tolerance=image.pad_tolerance,
         grid_choice=image.grid_choice,
         grid_waste_weight=image.grid_waste_weight,
         grid_waste=image.grid_waste,

@@ -104,7 +104,7 @@ def image_views(
     side = settings.tile_size
     size = image.size if full_size is None else full_size
     if single_view or settings.image_aspect_ratio == "pad":
-        return _channels_first([_padded_view(image, side, settings.image_mean, size)])
+        return _channels_first([_padded_view(image, settings, size)])
     if settings.image_aspect_ratio == "square":
         return _channels_first([square_view(image, side, settings.resize_mode, size)])
 
@@ -225,22 +225,33 @@ def _part(image: Image.Image, full_size: Size) -> int:
     return max(round(max(full_size) / max(image.size)), 1)
 
 
-def _padded_view(
-    image: Image.Image, side: int, mean: tuple[float, float, float], full_size: Size
-) -> Image.Image:
-    """S x S of the image centred on a square of int(255 * mean), at its own scale."""
-    longest = max(full_size)
+def padded_size(size: Size, aspect_ratio: float, tolerance: float) -> Size:
+    """(W, H) of an image padded to W / H = aspect_ratio: the side that is too short is lengthened,
+    rounding down. Unchanged where its ratio differs by less than the tolerance."""
+    width, height = size
+    if abs(width / height - aspect_ratio) < tolerance:
+        return size
+    if width / height > aspect_ratio:
+        return width, max(int(width / aspect_ratio), height)
+    return max(int(height * aspect_ratio), width), height
+
+
+def _padded_view(image: Image.Image, settings: ImageSettings, full_size: Size) -> Image.Image:
+    """S x S of the image centred on int(255 * mean), at its own scale, as `padded_size` says; an
+    odd remainder goes to the right or the bottom."""
+    padded = padded_size(full_size, settings.pad_aspect_ratio, settings.pad_tolerance)
     part = _part(image, full_size)
-    _check_pixels(full_size, (longest, longest), "padding to a square")
-    before = [(longest - length) // 2 for length in full_size]
-    # Pixels of an image decoded at less are pasted whole, and the square begins within one.
+    _check_pixels(full_size, padded, "padding")
+    before = [(new - old) // 2 for new, old in zip(padded, full_size, strict=True)]
+    # Pixels of an image decoded at less are pasted whole, and the canvas begins within one.
     left, top = (math.ceil(length / part) for length in before)
     x, y = left - before[0] / part, top - before[1] / part
-    red, green, blue = (int(channel * 255) for channel in mean)
-    size = math.ceil(longest / part) + (part > 1)
-    square = Image.new("RGB", (size, size), (red, green, blue))
-    square.paste(image, (left, top))
-    return square.resize((side, side), _BICUBIC, (x, y, x + longest / part, y + longest / part))
+    red, green, blue = (int(channel * 255) for channel in settings.image_mean)
+    width, height = (math.ceil(length / part) + (part > 1) for length in padded)
+    canvas = Image.new("RGB", (width, height), (red, green, blue))
+    canvas.paste(image, (left, top))
+    box = (x, y, x + padded[0] / part, y + padded[1] / part)
+    return canvas.resize((settings.tile_size, settings.tile_size), _BICUBIC, box)
 
 
 def square_view(

@@ -57,6 +57,12 @@ def test_equal_settings_hash_alike() -> None:
         ({"image_aspect_ratio": "pad"}, "--image-grid-pinpoints has 2 sizes"),
         ({"grid_pinpoints": ((336, 384),)}, r"\(336, 384\) .* tile size 336"),
         ({"grid_pinpoints": ((336, 0),)}, r"\(336, 0\)"),
+        ({"pad_aspect_ratio": 0.0}, "--pad-aspect-ratio 0.0: expected a number above 0"),
+        ({"pad_tolerance": -0.1}, "--pad-tolerance -0.1: expected"),
+        (
+            {"pad_tolerance": 0.1, "multi_image_views": "as_single"},
+            "--pad-tolerance 0.1 are of padded views, which --image-aspect-ratio anyres",
+        ),
         ({"patch_size": 337}, "tile_size 336 and patch_size 337"),
         ({"patch_size": 0}, "patch_size 0"),
         ({"image_mean": (0.5, 0.5)}, "image_mean"),

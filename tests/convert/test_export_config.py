@@ -79,6 +79,8 @@ def test_new_grids_reach_config_and_processor(source, mapping, tmp_path):
         ("mm_patch_merge_type", "flat"),
         ("grid_choice", "aspect_ratio"),
         ("unpad_round", "llava"),
+        ("pad_tolerance", 0.1),
+        ("pad_aspect_ratio", 1.5),
         ("image_mean", [0.5, 0.5, 0.5]),
         ("image_resize_mode", "squash"),
     ],

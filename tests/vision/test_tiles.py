@@ -20,6 +20,7 @@ from megatron_llava.vision.tiles import (
     image_views,
     normalize_tiles,
     open_image,
+    padded_size,
 )
 from megatron_llava.vision.token_layout import number_of_views
 
@@ -65,6 +66,8 @@ def test_every_mode_opens_as_rgb(mode: str) -> None:
         TINY,
         replace(TINY, image_aspect_ratio="nobase"),
         PAD,
+        replace(PAD, pad_tolerance=0.5),
+        replace(PAD, pad_aspect_ratio=1.5),
         SQUARE,
         replace(SQUARE, resize_mode="shortest_edge_crop"),
     ],
@@ -177,6 +180,62 @@ def test_pad_mode_fills_with_the_mean_colour(single_view: bool) -> None:
     assert (views[0] == expected).all()
 
 
+@pytest.mark.proves("A16")
+@pytest.mark.parametrize(
+    ("size", "ratio", "tolerance", "padded"),
+    [
+        ((640, 480), 1.0, 0.1, (640, 640)),
+        ((480, 640), 1.0, 0.1, (640, 640)),
+        ((109, 100), 1.0, 0.1, (109, 100)),  # close enough
+        ((109, 100), 1.0, 0.0, (109, 109)),
+        ((91, 100), 1.0, 0.1, (91, 100)),
+        ((111, 100), 1.0, 0.1, (111, 111)),
+        ((100, 100), 1.5, 0.1, (150, 100)),
+        ((500, 100), 1.5, 0.1, (500, 333)),
+    ],
+)
+def test_the_size_after_padding(size, ratio, tolerance, padded) -> None:
+    assert padded_size(size, ratio, tolerance) == padded
+
+
+@pytest.mark.proves("A16")
+@given(
+    st.tuples(st.integers(1, 4000), st.integers(1, 4000)),
+    st.floats(0.2, 5),
+    st.sampled_from([0.0, 0.1, 0.5]),
+)
+def test_padding_lengthens_one_side_to_the_ratio(size, ratio: float, tolerance: float) -> None:
+    width, height = size
+    new_width, new_height = padded_size(size, ratio, tolerance)
+    assert (new_width == width or new_height == height) and new_width >= width
+    assert new_height >= height
+    if abs(width / height - ratio) < tolerance:
+        assert (new_width, new_height) == size
+    elif new_height > height or width / height > ratio:
+        assert new_height <= width / ratio + 1e-6 and new_height > width / ratio - 1
+    else:
+        assert new_width <= height * ratio + 1e-6 and new_width > height * ratio - 1
+
+
+@pytest.mark.proves("A16")
+@pytest.mark.parametrize("size", [(60, 56), (40, 56), (101, 56)])
+@pytest.mark.parametrize("ratio", [1.0, 2.0])
+@pytest.mark.parametrize("single_view", [False, True])
+def test_a_padded_view_is_the_image_in_the_middle_of_its_mean(size, ratio, single_view) -> None:
+    image = noise(*size)
+    how = TINY if single_view else PAD
+    views = image_views(
+        image, replace(how, pad_tolerance=0.1, pad_aspect_ratio=ratio), single_view=single_view
+    )
+    width, height = padded_size(size, ratio, 0.1)
+    canvas = np.empty((height, width, 3), dtype=np.uint8)
+    canvas[:] = [122, 116, 104]
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = np.asarray(image)
+    expected = Image.fromarray(canvas).resize((56, 56), Image.Resampling.BICUBIC)
+    assert (views == np.asarray(expected).transpose(2, 0, 1)[None]).all()
+
+
 def test_square_mode_squashes_or_crops() -> None:
     image = noise(100, 56)
     pixels = np.asarray(image).transpose(2, 0, 1)
@@ -189,7 +248,7 @@ def test_square_mode_squashes_or_crops() -> None:
 def test_strips_that_would_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "MAX_INTERMEDIATE_PIXELS", 10_000)
     strip = noise(101, 3)
-    with pytest.raises(ValueError, match="image of 101x3 pixels: padding to a square"):
+    with pytest.raises(ValueError, match="image of 101x3 pixels: padding gives 101x101"):
         image_views(strip, PAD)
     with pytest.raises(ValueError, match="image of 101x3 pixels: scaling the short side gives"):
         image_views(strip, replace(SQUARE, resize_mode="shortest_edge_crop"))
