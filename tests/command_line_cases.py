@@ -180,7 +180,8 @@ def one_run(folder: Path) -> dict[str, Case]:
         ),
         "evaluate adapters": Case(
             evaluate,
-            [*answers, "--load", adapters, "--base", root, "--scorer", "mme"],
+            [*answers, "--load", adapters, "--base", root, "--scorer", "mme"]
+            + ["--grids-by-kind", "--is-detailed", "operator:truth"],
             ["4 questions", "% accuracy+", "points"],
             0,
         ),
@@ -362,6 +363,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "lora: step": lora("export", adapters, "--ckpt-step", "7", words=["0000007"]),
         "lora: base": lora("merge", adapters, "--base", adapters, words=["without the weights"]),
         "lora: folder": lora("import", absent, *base, words=[f"{absent}/adapter_config.json"]),
+        "evaluate: detail": evaluate(
+            *(*data, *v1, "--is-detailed", "a:b"), words=["--is-detailed a:b", "--grids-by-kind"]
+        ),
         "evaluate: load": evaluate(*data, *v1, "--load", absent, words=[f"--load {absent}"]),
         "evaluate: step": evaluate(*data, *v1, "--ckpt-step", "7", words=["0000007"]),
         "evaluate: template": evaluate(*data, *unknown, words=["vicuna: unknown; use one of"]),

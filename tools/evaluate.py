@@ -6,9 +6,10 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_llava.config.cli import exit_with_error
+from megatron_llava.config.user_function import load_function
 from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.inference.answered import Answered
 from megatron_llava.inference.scorers import SCORERS, scores_by_kind
@@ -19,6 +20,9 @@ from megatron_llava.platform.device import (
     select_device,
     set_up_device,
 )
+
+if TYPE_CHECKING:  # it imports megatron-core, before which the device is set up
+    from megatron_llava.inference.questions import Question
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,6 +48,17 @@ def parse_arguments() -> argparse.Namespace:
         default="interleaved",
         help="several images of a question: among its words as written, or all in front of it",
     )
+    parser.add_argument(
+        "--grids-by-kind",
+        action="store_true",
+        help="grids of up to 6 tiles for kinds ocr, text_vqa and document, 2 for classification, "
+        "4 for others",
+    )
+    parser.add_argument(
+        "--is-detailed",
+        metavar="MODULE:FUNCTION",
+        help="with --grids-by-kind: takes a PIL image of another kind, and true means 6 tiles",
+    )
     add_video_flags(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
@@ -61,6 +76,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError for what would otherwise be found after the answers."""
     if arguments.ckpt_step is None and latest_iteration(arguments.load) is None:
         raise ValueError(f"--load {arguments.load} holds no checkpoint")
+    if arguments.is_detailed is not None and not arguments.grids_by_kind:
+        raise ValueError(f"--is-detailed {arguments.is_detailed} needs --grids-by-kind: add it")
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be 1 or more")
     if arguments.output is not None and not Path(arguments.output).absolute().parent.is_dir():
@@ -81,12 +98,26 @@ def until_stop(text: str, stop_strings: tuple[str, ...]) -> str:
     return text.strip()
 
 
+def row_of(question: Question, answer: str) -> dict[str, Any]:
+    """A line of --output."""
+    return {
+        "id": question.id,
+        "kind": question.kind,
+        "image": question.images[0] if question.images else None,
+        "question": question.text,
+        "answer": answer,
+        "truth": question.truths[0],
+        "truths": list(question.truths),
+    }
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Generate, write the answers, print scores by kind of question."""
     check(arguments)
     device = set_up_device(select_device(arguments.device))
     from megatron_llava.config.parallel import ParallelConfig
-    from megatron_llava.inference.generate import generate
+    from megatron_llava.inference.detail import groups_by_detail
+    from megatron_llava.inference.generate import Generated, generate
     from megatron_llava.inference.load import load_model
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.inference.sampling import Sampling
@@ -101,6 +132,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
     )
+    name = arguments.is_detailed
+    is_detailed = None if name is None else load_function("--is-detailed", name)
     tokenizer = load_tokenizer(arguments.tokenizer_model or Path(arguments.load) / "hf")
     template = get_template(arguments.conversation_template, tokenizer)
     template.check_tokenizer(tokenizer)
@@ -122,27 +155,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
         base=arguments.base,
     )
     started = time.perf_counter()
-    generated = generate(
-        model,
-        [question.prompt for question in questions],
-        settings,
-        max_new_tokens=arguments.max_new_tokens,
-        stop_token_ids=template.stop_token_ids(tokenizer),
-        rows_per_pack=arguments.rows_per_pack,
-        sampling=sampling,
-    )
-    rows = [
-        {
-            "id": question.id,
-            "kind": question.kind,
-            "image": question.images[0] if question.images else None,
-            "question": question.text,
-            "answer": until_stop(tokenizer.decode(result.token_ids), template.stop_strings),
-            "truth": question.truths[0],
-            "truths": list(question.truths),
-        }
-        for question, result in zip(questions, generated, strict=True)
-    ]
+    groups = [(settings, list(range(len(questions))))]
+    if arguments.grids_by_kind:
+        groups = groups_by_detail(questions, settings, is_detailed)
+    generated: dict[int, Generated] = {}
+    for group_settings, numbers in groups:
+        results = generate(
+            model,
+            [questions[number].prompt for number in numbers],
+            group_settings,
+            max_new_tokens=arguments.max_new_tokens,
+            stop_token_ids=template.stop_token_ids(tokenizer),
+            rows_per_pack=arguments.rows_per_pack,
+            sampling=sampling,
+        )
+        generated |= zip(numbers, results, strict=True)
+    rows = []
+    for number, question in enumerate(questions):
+        text = tokenizer.decode(generated[number].token_ids)
+        rows.append(row_of(question, until_stop(text, template.stop_strings)))
     if arguments.output is not None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         Path(arguments.output).write_text(text, encoding="utf-8")

@@ -7,13 +7,13 @@ judged by their text alone.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
 from PIL import Image
 
+from megatron_llava.config.user_function import load_function
 from megatron_llava.data.records import Record
 from megatron_llava.data.visuals import ReadRecord
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
@@ -84,7 +84,8 @@ class Quality:
 
     def __init__(self, filters: QualityFilters) -> None:
         self._filters = filters
-        self._keep = None if filters.keep_record is None else _load(filters.keep_record)
+        name = filters.keep_record
+        self._keep = None if name is None else load_function("--keep-record", name)
         self._pixels = filters.min_image_entropy > 0 or filters.min_image_sharpness > 0
 
     def reason_against(self, record: Record, read: ReadRecord) -> str | None:
@@ -150,20 +151,6 @@ def sharpness(grey: Image.Image) -> float:
     inner = x_HW[1:-1, 1:-1]
     around = x_HW[:-2, 1:-1] + x_HW[2:, 1:-1] + x_HW[1:-1, :-2] + x_HW[1:-1, 2:]
     return float((around - 4 * inner).var(dtype=np.float64))
-
-
-def _load(name: str) -> KeepRecord:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--keep-record {name}: expected MODULE:FUNCTION found on PYTHONPATH: {error}"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"--keep-record {name}: is no function")
-    keep: KeepRecord = found
-    return keep
 
 
 def _flag(name: str) -> str:
