@@ -77,22 +77,23 @@ def predicted_and_counted(arguments: list[str]) -> dict[str, dict[str, int]]:
     config = prepare(parse_args(arguments))
     with open_trainer(config, torch.device("cpu"), Recorder()) as trainer:
         sizes: list[Any] = []
+        frames: list[int] = []
         parameters = [p for model in trainer.models for p in model.parameters()]
         parameters += _packed(trainer)
         constants = [b for model in trainer.models for b in model.buffers()]
         outside = {t.untyped_storage().data_ptr() for t in [*parameters, *constants]}
         with SavedTensors(outside) as saved:
-            _step(trainer, sizes)
+            _step(trainer, sizes, frames)
         counted = {
             "weights": storage_bytes(parameters),
             "gradients": storage_bytes(_gradients(trainer)),
             "optimizer": _optimizer_bytes(trainer, outside),
             "saved": saved.most,
         }
-        return {"counted": counted, "predicted": _predicted(trainer, sizes)}
+        return {"counted": counted, "predicted": _predicted(trainer, sizes, frames)}
 
 
-def _step(trainer: Any, sizes: list[Any]) -> None:
+def _step(trainer: Any, sizes: list[Any], frames: list[int]) -> None:
     from megatron_llava.observe.microbatch_sizes import microbatch_sizes
     from megatron_llava.training.step import train_step
 
@@ -102,6 +103,7 @@ def _step(trainer: Any, sizes: list[Any]) -> None:
         for batch in batches:
             patches = source.settings.tokens_per_view
             sizes.append(microbatch_sizes(batch, source.share.view_rank, patches))
+            frames.append(sum(number for _, number in batch.videos))
             yield batch
 
     rows = source.step_rows()
@@ -113,6 +115,7 @@ def _step(trainer: Any, sizes: list[Any]) -> None:
         source.num_microbatches,
         rows,
         trainer.config.training.loss_reduction,
+        text_loss_coeff=trainer.config.training.text_loss_coeff,
     )
 
 
@@ -144,7 +147,7 @@ def _optimizer_bytes(trainer: Any, weights: set[int]) -> int:
     return storage_bytes(tensors)
 
 
-def _predicted(trainer: Any, sizes: Sequence[Any]) -> dict[str, int]:
+def _predicted(trainer: Any, sizes: Sequence[Any], frames: Sequence[int]) -> dict[str, int]:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
@@ -158,6 +161,7 @@ def _predicted(trainer: Any, sizes: Sequence[Any]) -> dict[str, int]:
         text_tokens=max(s.text_tokens for s in sizes),
         views=max(s.views for s in sizes),
         features=max(s.features for s in sizes),
+        frames=max(1, *frames),
     )
     memory = rank_memory(
         trainer.config,

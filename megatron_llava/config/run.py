@@ -113,6 +113,15 @@ class RunConfig:
             stages = on_rank // parallel.num_layers_per_virtual_pipeline_stage
         return stages if stages is not None and stages > 1 else None
 
+    @property
+    def aligns_only(self) -> bool:
+        """Whether nothing depends on the decoder, which the first stage has all of and leaves out
+        while training."""
+        training, parallel = self.training, self.parallel
+        alone = training.align_loss_coeff > 0 and training.text_loss_coeff == 0
+        stages = parallel.pipeline_model_parallel_size > 1 or self.precision.fp8_emulation
+        return alone and not stages
+
     def global_batch_size(self, world_size: int) -> int:
         """Packs per optimizer step: as given, else one micro-batch per data-parallel rank."""
         if self.training.global_batch_size is not None:

@@ -25,6 +25,21 @@ class PackSizes:
     loss_rows: int
     """Positions that the output layer computes; one where a pack has none."""
 
+    view_pairs: int = 0
+    """Sum of the squared views of each sample; the dummy view of a pack without images is one."""
+
+    frames: int = 0
+    """Of videos; one of zeros in a pack without a video."""
+
+    frame_pairs: int = 0
+    """Sum of the squared frames of each video, likewise."""
+
+    sample_rows: int = 0
+    """Sum over the packs of samples times positions."""
+
+    sample_labels: int = 0
+    """Sum over the packs of samples times positions with a loss."""
+
     @classmethod
     def of(cls, batch: PackedBatch | TensorBatch) -> PackSizes:
         """Of one pack; of all of it also where the batch is a rank's share."""
@@ -34,6 +49,11 @@ class PackSizes:
             rows=batch.num_rows,
             attended=batch.attended,
             loss_rows=max(batch.num_loss_rows, 1),
+            view_pairs=max(sum(views**2 for views in batch.sample_views), 1),
+            frames=max(sum(frames for _, frames in batch.videos), 1),
+            frame_pairs=max(sum(frames**2 for _, frames in batch.videos), 1),
+            sample_rows=batch.num_samples * batch.num_rows,
+            sample_labels=batch.num_samples * batch.num_loss_rows,
         )
 
     def __add__(self, other: PackSizes) -> PackSizes:

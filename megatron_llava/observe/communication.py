@@ -17,7 +17,10 @@ column-parallel ones the backward all-reduces [R, p r] b, of row-parallel ones t
 r] b; with sequence parallelism the former are gathered and their gradients scattered, and the
 latter the other way round.
 A layer of the tower: the same two and two with [E, D] b, never with sequence parallelism.
-The projector: [P, H] b forward, [P, D] b backward. The embedding: [N, H] b forward.
+The projector: [P, H] b forward, [P, D] b backward. Behind it, --cross-image-attention: [P, H] b
+forward and backward; a layer of the temporal encoder twice that, of the features of videos.
+The embedding: [N, H] b forward; the alignment loss embeds the L labels too, and sums two [samples,
+H + 1] float32 over context-parallel ranks.
 The output layer: [L, H] b backward, and three times L float32 for the softmax. With sequence
 parallelism [R, H] b is gathered before it, and in the backward of the embedding.
 Once a step, in the gradients' type: the norms and factors of adapters that saw a share of the rows
@@ -84,10 +87,12 @@ def communication(
     payload: Counter[Kind] = Counter()
     for sizes in microbatches:
         for part in rank.parts:
-            payload.update(_layers(rank, part, sizes))
-            payload.update(_pipeline(rank, part, sizes))
             if part.first:
                 payload.update(_first_stage(rank, sizes))
+            if config.aligns_only:
+                continue
+            payload.update(_layers(rank, part, sizes))
+            payload.update(_pipeline(rank, part, sizes))
             if part.last:
                 payload.update(_last_stage(rank, sizes))
     payload.update(_once_a_step(rank))
@@ -164,19 +169,33 @@ def _first_stage(rank: RankSettings, sizes: MicrobatchSizes) -> Counter[Kind]:
         whole = rank.config.parallel.vision_parallel == "data"
         group = VIEWS if whole else CONTEXT
         payload[group, "all-to-all"] = rows * rank.width * rank.activation
+    aligns = bool(rank.config.training.align_loss_coeff)
+    if aligns and rank.context > 1:
+        payload[CONTEXT, "all-reduce"] = 2 * sizes.samples * (rank.hidden + 1) * 4
     if rank.tensor == 1:
         return payload
     if rank.tower_is_split:
         payload[TENSOR, "broadcast"] = sizes.tile_bytes
         payload[TENSOR, "all-reduce"] += _tower(rank, sizes) * rank.activation
-    rows = sizes.features * rank.hidden
+    rows = (sizes.features + _behind_projector(rank, sizes)) * rank.hidden
     if adapter or tower:
-        rows += sizes.features * rank.width
+        rows += sizes.features * rank.width + _behind_projector(rank, sizes) * rank.hidden
     payload[TENSOR, "all-reduce"] += rows * rank.activation
-    payload[TENSOR, "all-reduce"] += sizes.text_tokens * rank.hidden * rank.activation
+    tokens = sizes.text_tokens + sizes.loss_rows * aligns
+    payload[TENSOR, "all-reduce"] += tokens * rank.hidden * rank.activation
     if rank.config.parallel.sequence_parallel:
         payload[TENSOR, "all-gather"] = sizes.rows * rank.hidden * rank.activation
     return payload
+
+
+def _behind_projector(rank: RankSettings, sizes: MicrobatchSizes) -> int:
+    """Rows that temporal encoder and cross-image attention all-reduce in their forward."""
+    vision = rank.config.vision
+    rows = sizes.features * vision.cross_image_attention
+    if vision.temporal_encoder_layers:
+        of_videos = sizes.frames * sizes.features // max(sizes.views, 1)
+        rows += 2 * vision.temporal_encoder_layers * of_videos
+    return rows
 
 
 def _tower(rank: RankSettings, sizes: MicrobatchSizes) -> int:

@@ -33,6 +33,12 @@ class MicrobatchSizes:
     features_received: int = 0
     """Rows of shared views that other ranks send."""
 
+    frames: int = 1
+    """Of the videos of the pack, at least 1."""
+
+    samples: int = 1
+    """Of the pack."""
+
 
 def microbatch_sizes(batch: TensorBatch, rank: int, patches: int) -> MicrobatchSizes:
     """The sizes of a batch.
@@ -59,4 +65,6 @@ def microbatch_sizes(batch: TensorBatch, rank: int, patches: int) -> MicrobatchS
         features=features,
         features_sent=sent,
         features_received=received,
+        frames=max(sum(frames for _, frames in batch.videos), 1),
+        samples=batch.num_samples,
     )

@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_llava.config.lora import targeted_parts
+from megatron_llava.config.model import TEMPORAL_MLP_WIDTHS
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
+from megatron_llava.parallel.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ def decoder_layer(config: RunConfig, sizes: PackSizes, *, learns: bool) -> PartC
     attention = 2 * sizes.attended * query  # scores and sums, half of them masked
     adapters = 2 * sizes.rows * _adapter_widths(config, query, key_value)
     forward = products + adapters + attention
+    if config.aligns_only:
+        return PartCost(forward=0, backward=0)
     # Something learns: the decoder itself, whose embeddings come first, or a part before it.
     return PartCost(
         forward=forward,
@@ -109,10 +113,75 @@ def projector(config: RunConfig, sizes: PackSizes, *, learns: bool, tower_learns
     return PartCost(forward=products, backward=products * (learns + (learns or tower_learns)))
 
 
+def temporal_encoder(
+    config: RunConfig, sizes: PackSizes, *, learns: bool, tower_learns: bool
+) -> PartCost:
+    """The layers over the frames of each video: attention among them, and an MLP."""
+    hidden, patches = known(config.language.hidden_size), _patches(config)
+    rows = sizes.frames * patches
+    layer = _feature_attention(
+        rows, patches**2 * sizes.frame_pairs, hidden, learns=learns, before=tower_learns
+    )
+    mlp = 2 * rows * 2 * TEMPORAL_MLP_WIDTHS * hidden**2
+    backward = layer.backward + mlp * (learns + (learns or tower_learns))
+    both = PartCost(forward=layer.forward + mlp, backward=backward)
+    return both.times(config.vision.temporal_encoder_layers)
+
+
+def cross_image_attention(
+    config: RunConfig, sizes: PackSizes, *, learns: bool, tower_learns: bool
+) -> PartCost:
+    """The attention over all views of each sample."""
+    hidden, patches = known(config.language.hidden_size), _patches(config)
+    pairs = patches**2 * sizes.view_pairs
+    return _feature_attention(
+        sizes.views * patches, pairs, hidden, learns=learns, before=tower_learns
+    )
+
+
+def _feature_attention(
+    rows: int, pairs: int, hidden: int, *, learns: bool, before: bool
+) -> PartCost:
+    """Four square products of each row, and the attention of so many pairs of rows.
+
+    Args:
+        learns: its weights do.
+        before: something does that its input depends on.
+    """
+    products, attention = 2 * rows * 4 * hidden**2, 4 * pairs * hidden
+    backward = products * (learns + (learns or before)) + 2 * attention * (learns or before)
+    return PartCost(forward=products + attention, backward=backward)
+
+
+def alignment(config: RunConfig, sizes: PackSizes) -> PartCost:
+    """The sums over each sample's image rows, which have a gradient, and over its captions."""
+    hidden = known(config.language.hidden_size)
+    images, captions = 2 * sizes.sample_rows * hidden, 2 * sizes.sample_labels * hidden
+    return PartCost(forward=images + captions, backward=images)
+
+
+def first_stage(config: RunConfig, sizes: PackSizes, learning: Trained) -> dict[str, PartCost]:
+    """What the first pipeline stage has beside decoder layers, by name."""
+    learns = {"learns": learning.projector, "tower_learns": learning.tower}
+    costs = {
+        "vision tower": tower(config, sizes, learns=learning.tower),
+        "projector": projector(config, sizes, **learns),
+    }
+    if config.vision.temporal_encoder_layers:
+        costs["temporal encoder"] = temporal_encoder(config, sizes, **learns)
+    if config.vision.cross_image_attention:
+        costs["cross-image attention"] = cross_image_attention(config, sizes, **learns)
+    if config.training.align_loss_coeff:
+        costs["alignment loss"] = alignment(config, sizes)
+    return costs
+
+
 def output_layer(config: RunConfig, sizes: PackSizes, *, learns: bool) -> PartCost:
     """The output layer, over the rows with a loss."""
     language = config.language
     columns = language.padded_vocab_size(config.parallel.tensor_model_parallel_size)
+    if config.aligns_only:
+        return PartCost(forward=0, backward=0)
     products = 2 * sizes.loss_rows * known(language.hidden_size) * columns
     return PartCost(forward=products, backward=products * (1 + learns))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
-from megatron_llava.parallel.part_cost import decoder_layer, output_layer, projector, tower
+from megatron_llava.parallel.part_cost import decoder_layer, first_stage, output_layer
 from megatron_llava.parallel.pipeline_balance import costs_of_stages, place_layers
 from megatron_llava.parallel.trained import trained
 
@@ -81,8 +81,7 @@ def pipeline_cost(config: RunConfig, sizes: PackSizes) -> PipelineCost:
     elif recompute.granularity == "selective":
         layer += recomputed
     own = [every] * stages
-    own[0] += tower(config, sizes, learns=learning.tower).total
-    own[0] += projector(config, sizes, learns=learning.projector, tower_learns=learning.tower).total
+    own[0] += sum(part.total for part in first_stage(config, sizes, learning).values())
     own[-1] += output_layer(config, sizes, learns=learning.language).total
     return PipelineCost(layer=layer, stages=tuple(own), multiple=multiple, minimum=minimum)
 

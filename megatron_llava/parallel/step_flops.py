@@ -1,10 +1,11 @@
 """FLOPs of one optimizer step by part, and of recomputation apart from the work itself.
 
 The parts' costs are those of ``parallel/part_cost.py``: decoder by the lengths of the samples,
-tower by views, projector by features, output layer by rows with a loss; a backward only where
-something learns. Training logs them of the packs that it was given, ``tools/plan.py`` of packs that
-it expects. Padding of packs, views that stand in for none of a rank, and what tensor-parallel ranks
-compute alike (the embedding of patches) are left out.
+tower by views, projector by features, what stands behind it also by the squares of the features
+that see each other, output layer by rows with a loss; a backward only where something learns.
+Training logs them of the packs that it was given, ``tools/plan.py`` of packs that it expects.
+Padding of packs, views that stand in for none of a rank, and what tensor-parallel ranks compute
+alike (the embedding of patches, the alignment loss) are left out.
 """
 
 from __future__ import annotations
@@ -18,13 +19,10 @@ from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.parallel.part_cost import (
     PartCost,
     decoder_layer,
+    first_stage,
     output_layer,
-    projector,
-    tower,
 )
 from megatron_llava.parallel.trained import Trained
-
-PARTS = ("decoder", "vision tower", "projector", "output layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class StepFlops:
     """Of all ranks together."""
 
     parts: dict[str, PartCost]
-    """By the names of PARTS."""
+    """Decoder, vision tower, projector, what the settings add to it, output layer; by name."""
 
     slowest_stage: int
     """Everything that the pipeline stage with the most work does."""
@@ -63,18 +61,18 @@ def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFl
         backward=sum(stages) * once.backward,
         recomputed=sum(recomputed) * once.recomputed,
     )
-    vision = tower(config, sizes, learns=learning.tower)
-    adapter = projector(config, sizes, learns=learning.projector, tower_learns=learning.tower)
+    first = first_stage(config, sizes, learning)
     output = output_layer(config, sizes, learns=learning.language)
     own = [0] * len(stages)
-    own[0] += vision.total + adapter.total
+    own[0] += sum(part.total for part in first.values())
     own[-1] += output.total
     busy = [
         layers * (once.forward + once.backward) + again * once.recomputed + more
         for layers, again, more in zip(stages, recomputed, own, strict=True)
     ]
-    costs = decoder, vision, adapter, output
-    return StepFlops(parts=dict(zip(PARTS, costs, strict=True)), slowest_stage=max(busy))
+    return StepFlops(
+        parts={"decoder": decoder, **first, "output layer": output}, slowest_stage=max(busy)
+    )
 
 
 def _recomputed_layers(config: RunConfig, layers: int) -> int:

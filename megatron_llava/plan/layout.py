@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
@@ -101,10 +101,4 @@ def _of_step(sizes: PackSizes, packs: int) -> PackSizes:
     def scaled(number: int) -> int:
         return round(number * packs / sizes.packs)
 
-    return PackSizes(
-        packs=packs,
-        views=scaled(sizes.views),
-        rows=scaled(sizes.rows),
-        attended=scaled(sizes.attended),
-        loss_rows=scaled(sizes.loss_rows),
-    )
+    return PackSizes(**{name: scaled(number) for name, number in asdict(sizes).items()})

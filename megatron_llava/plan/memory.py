@@ -201,6 +201,9 @@ def _activations(
 
 def _part(config: RunConfig, part: Part, load: PackLoad, learning: Trained) -> tuple[int, int, int]:
     """(decoder, vision, logits) that a part keeps of one microbatch."""
+    vision = vision_memory(config, load, learning).kept if part.first else 0
+    if config.aligns_only:
+        return 0, vision, 0
     layer, recompute = decoder_layer(config, load, learning), config.recompute
     if recompute.granularity == "full":
         chunk = known(recompute.recompute_num_layers)
@@ -217,7 +220,6 @@ def _part(config: RunConfig, part: Part, load: PackLoad, learning: Trained) -> t
         # With sequence parallelism the first input is a part of the rows of all ranks.
         hidden = known(config.language.hidden_size)
         decoder += (load.rows - rows_of_norms(config, load)) * hidden * _item(config)
-    vision = vision_memory(config, load, learning).kept if part.first else 0
     logits = _logits(config, load, learning) if part.last else 0
     return decoder, vision, logits
 
@@ -230,6 +232,8 @@ def _moments(
     The softmax is gone when the decoder's layers run again, and those are gone when the tower's do.
     """
     decoder, _, logits = kept
+    if config.aligns_only:
+        return []
     moments: list[Kinds] = [(_recomputed(config, part, load, learning), 0, -logits)]
     if part.first:
         again = vision_memory(config, load, learning).recomputed
@@ -277,6 +281,8 @@ def _communication(config: RunConfig, load: PackLoad) -> int:
 
 def _working(config: RunConfig, parts: Sequence[Part], load: PackLoad, learning: Trained) -> int:
     """The larger of the MLP's and the output layer's temporary tensors in the backward."""
+    if config.aligns_only:
+        return load.rows * known(config.language.hidden_size) * FLOAT32
     language, tensor = config.language, config.parallel.tensor_model_parallel_size
     item, ffn = _item(config), known(language.ffn_hidden_size) // tensor
     hidden = known(language.hidden_size)

@@ -27,6 +27,11 @@ class PackLoad:
     """Feature rows that the projector takes: of all views, or what the rank receives of shared
     ones."""
 
+    frames: int = 1
+    """Of the videos, at least 1; encoded on a rank with all views only."""
+
+    samples: int = 1
+
 
 def share_of_pack(config: RunConfig, pack: PackLoad) -> PackLoad:
     """A rank's even share of a whole pack: positions over context-parallel ranks, views over those
@@ -44,6 +49,8 @@ def share_of_pack(config: RunConfig, pack: PackLoad) -> PackLoad:
         text_tokens=_over(pack.text_tokens, context),
         views=_over(pack.views, context * tensor),
         features=_over(pack.views * patches, context),
+        frames=pack.frames,
+        samples=pack.samples,
     )
 
 

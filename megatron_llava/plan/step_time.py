@@ -76,6 +76,8 @@ def _bytes_sent(config: RunConfig, world_size: int, workload: Workload, microbat
         views=load.views,
         tile_bytes=load.views * tile,
         features=load.features,
+        frames=load.frames,
+        samples=load.samples,
     )
     sent = communication(config, world_size, [sizes] * microbatches)
     hidden = (DATA,) if parallel.overlap_grad_reduce else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
+from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.data.sampled_packs import pack_sizes, sampled_packs
 from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.plan.workload import Workload
@@ -27,6 +28,8 @@ def workload_of_store(config: RunConfig, path: str) -> Workload:
         text_tokens=max(len(pack.token_ids) for pack in packs),
         views=max(max(pack.num_views for pack in packs), 1),
         features=0,
+        frames=max(PackSizes.of(pack).frames for pack in packs),
+        samples=max(pack.num_samples for pack in packs),
     )
     samples = sum(pack.num_samples for pack in packs) / len(packs)
     return Workload(

@@ -8,12 +8,21 @@ of an activation. A frozen tower keeps nothing. A layer of the tower that learns
     two linears       2 V E D b           what the norms gave
     attention         V E (4 d b + 4 n)   the fused projection, the result, its log-sum-exp
     MLP               V E 2 f b           before and after the activation (quick_gelu: 3 f)
+
+An attention among L features of H, of which a rank has the share h of the heads, and in brackets
+what is kept where its weights learn:
+
+    norm and linear   L (H b + 8) [+ L H b]
+    attention         L (4 h b + 4 n) [+ L h b]   the result once more, put together from sequences
+
+The alignment loss of n samples keeps which rows and captions are whose, in float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_llava.config.model import TEMPORAL_MLP_WIDTHS
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
@@ -40,6 +49,9 @@ def vision_memory(config: RunConfig, load: PackLoad, learning: Trained) -> Visio
     kept, recomputed = _tower(config, load, item) if learning.tower else (0, 0)
     if learning.tower or learning.projector:
         kept += _projector(config, load, learning.projector, item)
+        kept += _behind_projector(config, load, learning.projector, item)
+    if config.training.align_loss_coeff:
+        kept += _alignment(config, load)
     return VisionMemory(kept=kept + _packing(config, load), recomputed=recomputed)
 
 
@@ -86,6 +98,45 @@ def _projector(config: RunConfig, load: PackLoad, learns: bool, item: int) -> in
         columns += (share if number % 2 else hidden) * (1 + learns)
     columns += shape.blocks * (hidden * (1 + learns) + share * (1 + learns))
     return load.features * columns * item
+
+
+def _behind_projector(config: RunConfig, load: PackLoad, learns: bool, item: int) -> int:
+    """Temporal encoder and cross-image attention."""
+    vision, kept = config.vision, 0
+    if vision.cross_image_attention:
+        kept += _feature_attention(config, load.features, learns, item)
+    if vision.temporal_encoder_layers:
+        hidden = known(config.language.hidden_size)
+        rows = load.frames * load.features // load.views
+        share = TEMPORAL_MLP_WIDTHS * hidden // config.parallel.tensor_model_parallel_size
+        layer = _feature_attention(config, rows, learns, item) + _norm(config, rows, learns, item)
+        layer += rows * share * (1 + learns) * item
+        kept += vision.temporal_encoder_layers * layer
+    return kept
+
+
+def _feature_attention(config: RunConfig, rows: int, learns: bool, item: int) -> int:
+    tensor = config.parallel.tensor_model_parallel_size
+    share = known(config.language.hidden_size) // tensor
+    heads = known(config.language.num_attention_heads) // tensor
+    attention = rows * ((4 + learns) * share * item + heads * FLOAT32)
+    return _norm(config, rows, learns, item) + attention
+
+
+def _norm(config: RunConfig, rows: int, learns: bool, item: int) -> int:
+    """A norm's input and statistics, and its result where the linear behind it learns."""
+    hidden = known(config.language.hidden_size)
+    statistics = 2 * (FLOAT32 if config.parallel.device == "cuda" else item)
+    return rows * (hidden * (1 + learns) * item + statistics)
+
+
+def _alignment(config: RunConfig, load: PackLoad) -> int:
+    """Of the mean over samples; that by tokens also keeps the differences of all captions."""
+    hidden = known(config.language.hidden_size)
+    kept = load.samples * load.rows * FLOAT32
+    if config.training.align_loss_pooling == "token":
+        kept += load.loss_rows * (hidden + load.samples) * FLOAT32
+    return kept
 
 
 def _packing(config: RunConfig, load: PackLoad) -> int:

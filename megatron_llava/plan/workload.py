@@ -82,6 +82,7 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
         text_tokens=count * text,
         views=max(count * views, 1),
         features=0,
+        samples=count,
     )
     sizes = PackSizes(
         packs=1,
@@ -89,6 +90,11 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
         rows=count * tokens,
         attended=count * tokens**2,
         loss_rows=largest.loss_rows,
+        view_pairs=max(count * views**2, 1),
+        frames=1,
+        frame_pairs=1,
+        sample_rows=count**2 * tokens,
+        sample_labels=count * largest.loss_rows,
     )
     said = f"packs of {count} samples of {tokens} tokens, {visual} of them from {views} views"
     return Workload(largest=largest, sizes=sizes, samples_per_pack=count, said=said)

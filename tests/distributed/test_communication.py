@@ -9,6 +9,8 @@ DISTRIBUTED = "--use-distributed-optimizer"
 OVERLAPS = [DISTRIBUTED, "--overlap-grad-reduce", "--overlap-param-gather"]
 FULL = ["--recompute-granularity=full", "--recompute-num-layers=1", "--recompute-vision"]
 PARTS = "--mm-tunable-parts=mm_mlp_adapter"
+CROSS_IMAGE, LANGUAGE = "--cross-image-attention", "--mm-tunable-parts=mm_language_model"
+ALIGN = [PARTS, "--align-loss-coeff=1"]
 LORA = "--lora-rank=4"
 UNIFORM = [*FULL, "--recompute-method=uniform"]
 
@@ -18,6 +20,11 @@ LAYOUTS = {
     "tp2-vision-data": (2, [TP2, DATA], {"tensor-parallel", "shared views"}),
     "tp2-frozen": (2, [TP2, SP, PARTS], {"tensor-parallel"}),
     "tp2-recompute": (2, [TP2, SP, *UNIFORM], {"tensor-parallel"}),
+    "tp2-images": (2, [TP2, CROSS_IMAGE], {"tensor-parallel"}),
+    "tp2-images-frozen": (2, [TP2, CROSS_IMAGE, LANGUAGE], {"tensor-parallel"}),
+    "tp2-align": (2, [TP2, SP, *ALIGN], {"tensor-parallel"}),
+    "tp2-align-alone": (2, [TP2, SP, *ALIGN, "--text-loss-coeff=0"], {"tensor-parallel"}),
+    "cp2-align": (2, [CP2, *ALIGN], {"context-parallel", "data-parallel"}),
     "pp2": (2, [PP2], {"pipeline"}),
     "pp2-virtual": (2, [PP2, "--num-virtual-stages-per-pipeline-rank=2"], {"pipeline"}),
     "dp2": (2, [], {"data-parallel"}),

@@ -8,6 +8,8 @@ import pytest
 from flop_jobs import count_flops
 
 LORA = ["--lora-rank=4", "--lora-target-modules=q_proj,up_proj"]
+CROSS_IMAGE = "--cross-image-attention"
+ALIGN = ["--mm-tunable-parts=mm_mlp_adapter", "--align-loss-coeff=1"]
 FULL = ["--recompute-granularity=full", "--recompute-num-layers=1"]
 UNIFORM = [*FULL, "--recompute-method=uniform"]
 RUNS = {
@@ -19,6 +21,12 @@ RUNS = {
     "uniform": ([*UNIFORM, "--recompute-vision"], True),
     "block": ([*FULL, "--recompute-method=block", "--recompute-vision"], True),
     "uniform-adapters": ([*UNIFORM, *LORA], True),
+    "images": ([CROSS_IMAGE], False),
+    "images-tower": ([CROSS_IMAGE, "--mm-tunable-parts=mm_vision_tower"], False),
+    "images-frozen": ([CROSS_IMAGE, "--mm-tunable-parts=mm_language_model"], False),
+    "align": ([*ALIGN], False),
+    "align-token": ([*ALIGN, "--align-loss-pooling=token"], False),
+    "align-alone": ([*ALIGN, "--text-loss-coeff=0"], False),
 }
 
 

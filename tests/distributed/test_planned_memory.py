@@ -1,14 +1,16 @@
 """The planned memory of a rank is what its tensors take: parameters, gradient buffers, optimizer
 state, and the storages that autograd keeps from forward to backward, in real training steps."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from memory_jobs import memory_of_layouts
-from tiny_model import tiny_config, tiny_sample
+from tiny_model import png, tiny_config, tiny_sample
 
 from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.data.store_writer import StoreWriter
+from megatron_llava.data.stored_video import pack_frames
 
 TP2, PP2 = "--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"
 CP2, SP, DATA = "--context-parallel-size=2", "--sequence-parallel", "--vision-parallel=data"
@@ -18,6 +20,8 @@ BUCKETS = "--overlap-grad-reduce --ddp-bucket-size=20000"
 UNIFORM = "--recompute-granularity=full --recompute-method=uniform --recompute-num-layers"
 BLOCK = "--recompute-granularity=full --recompute-method=block --recompute-num-layers"
 SIGLIP = "--vision-model-type=siglip --vision-hidden-act=gelu_pytorch_tanh"
+CROSS_IMAGE, FRAMES = "--cross-image-attention", "--temporal-encoder-layers=2"
+ALIGN = "--align-loss-coeff=1 --mm-tunable-parts=mm_mlp_adapter"
 
 # By the ranks that they are started with.
 LAYOUTS = {
@@ -35,11 +39,18 @@ LAYOUTS = {
         f"{SIGLIP} --mm-projector-type=mlp3x_relu",
         f"--lora-rank=4 --lora-dropout=0.1 {BF16}",
         "--lora-rank=4 --lora-dropout=0 --recompute-activations",
+        CROSS_IMAGE,
+        f"{CROSS_IMAGE} --mm-tunable-parts=mm_vision_tower {BF16}",
+        FRAMES,
+        f"{FRAMES} {CROSS_IMAGE} {BF16} --mm-tunable-parts=mm_mlp_adapter",
+        ALIGN,
+        f"{ALIGN} {BF16} --align-loss-pooling=token --text-loss-coeff=0",
     ],
     2: [
         f"{TP2} {SP} {BF16}",
         f"{TP2} {SP} {UNIFORM}=1",
         f"{TP2} {DATA}",
+        f"{TP2} {FRAMES} {CROSS_IMAGE}",
         CP2,
         PP2,
         f"{PP2} --num-virtual-stages-per-pipeline-rank=2",
@@ -83,24 +94,33 @@ def counted(pool, tmp_path_factory):
     )
     (folder / "tiny.yaml").write_text(model_to_yaml(config))
     # Attention on a CPU pads some packs of several samples; these hold one each.
-    sample = tiny_sample([(84, 84)] * 12, 100, 7)
-    with StoreWriter(
-        folder / "store", tokenizer_fingerprint="none", conversation_template="v1"
-    ) as store:
-        for number in range(8):
-            arguments = sample.token_ids, sample.label_mask, sample.images, sample.image_sizes
-            store.add(*arguments, str(number))
-        store.finish()
+    images = tiny_sample([(84, 84)] * 12, 100, 7)
+    video = replace(
+        tiny_sample([(28, 28)], 100, 7),
+        images=(pack_frames([png((28, 28), number) for number in range(30)]),),
+        image_sizes=((30, 0),),
+    )
+    for name, sample in (("images", images), ("video", video)):
+        with StoreWriter(
+            folder / name, tokenizer_fingerprint="none", conversation_template="v1"
+        ) as store:
+            for number in range(8):
+                arguments = sample.token_ids, sample.label_mask, sample.images, sample.image_sizes
+                store.add(*arguments, str(number))
+            store.finish()
 
     @cache
     def count(ranks: int, in_4_bits: bool = False):
         common = (
-            f"--device=cpu --config={folder / 'tiny.yaml'} --data-path={folder / 'store'} "
+            f"--device=cpu --config={folder / 'tiny.yaml'} "
             f"--seq-length={PACK_OF_ONE_SAMPLE} --global-batch-size={1 if ranks == 1 else 4} "
             "--train-iters=5 --lr=1e-3 --num-workers=0 "
         )
         chosen = IN_4_BITS if in_4_bits else LAYOUTS
-        layouts = [(common + layout).split() for layout in chosen[ranks]]
+        layouts = []
+        for layout in chosen[ranks]:
+            path = folder / ("video" if FRAMES in layout else "images")
+            layouts.append(f"{common} --data-path={path} {layout}".split())
         return pool.run(memory_of_layouts, layouts, world_size=ranks)
 
     return count

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from communication_jobs import predicted_and_counted
 from distributed_jobs import preprocess_records, train
 from distributed_layouts import (
     COMMON,
@@ -11,6 +12,7 @@ from distributed_layouts import (
     assert_same_steps,
     distributed,
 )
+from flop_jobs import count_flops
 from PIL import Image
 
 ENCODER = ("--temporal-encoder-layers=2", "--temporal-encoder-max-frames=12")
@@ -101,3 +103,17 @@ def test_a_checkpoint_goes_on_at_another_layout(pool, setup, store, one_rank, tm
     assert [step["iteration"] for step in steps] == [4, 5]
     for step, reference in zip(steps, one_rank["steps"][3:], strict=True):
         assert step["lm loss"] == pytest.approx(reference["lm loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", ["mm_mlp_adapter", "mm_vision_tower,mm_mlp_adapter"])
+def test_the_log_says_what_was_computed(pool, setup, store, parts):
+    flags = [*FLAGS, "--cross-image-attention", f"--mm-tunable-parts={parts}"]
+    arguments = setup.arguments(*flags, f"--data-path={store}", steps=3, batch=8)
+    ((counted, useful, recomputed),) = pool.run(count_flops, arguments)
+    assert (counted, recomputed) == (useful, 0)
+
+
+def test_what_was_sent_was_predicted(pool, setup, store):
+    flags = [*FLAGS, f"--data-path={store}", "--tensor-model-parallel-size=2"]
+    for result in pool.run(predicted_and_counted, setup.arguments(*flags, batch=8), world_size=2):
+        assert result["counted"] == result["predicted"]

@@ -71,6 +71,34 @@ def test_the_adapters_of_a_7b_fit_two_gpus_of_48_gib_with_recomputation():
     assert "not measured" in text and "fits: " in text
 
 
+def test_what_stands_behind_the_projector_is_planned():
+    size = {"seq_length": 8192, "mm_tunable_parts": ("mm_mlp_adapter",)}
+    more = {
+        "temporal encoder": {"temporal_encoder_layers": 2},
+        "cross-image attention": {"cross_image_attention": True},
+        "alignment loss": {"align_loss_coeff": 1.0},
+    }
+    without = plan_layout(planned("llava-next-vicuna-7b", **size), two(80), workload)
+    for name, changes in more.items():
+        config = planned("llava-next-vicuna-7b", **size, **changes)
+        layout = plan_layout(config, two(80), workload)
+        assert set(layout.flops.parts) - set(without.flops.parts) == {name}
+        assert layout.flops.useful - without.flops.useful == layout.flops.parts[name].total > 0
+        assert layout.stages[0].vision > without.stages[0].vision
+        assert f"\n  {name} " in report(layout, "", None)
+
+
+def test_a_decoder_that_does_not_run_costs_nothing():
+    alone = {"align_loss_coeff": 1.0, "text_loss_coeff": 0.0}
+    size = {"seq_length": 8192, "mm_tunable_parts": ("mm_mlp_adapter",), "global_batch_size": 8}
+    layout = plan_layout(planned("llava-next-vicuna-7b", **size, **alone), two(80), workload)
+    assert layout.flops.parts["decoder"].total == layout.flops.parts["output layer"].total == 0
+    assert layout.stages[0].activations == layout.stages[0].logits == 0
+    on_stages = {**alone, "pipeline_model_parallel_size": 2}
+    layout = plan_layout(planned("llava-next-vicuna-7b", **size, **on_stages), two(80), workload)
+    assert layout.flops.parts["decoder"].total > 0 < layout.stages[0].activations
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"transformer_impl": "transformer_engine"}, {"fp8_format": "hybrid", "fp8_emulation": True}],
