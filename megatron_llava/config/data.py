@@ -49,6 +49,11 @@ class DataConfig:
         "(a number that divides it) wait little for each other; 0 leaves them as they are",
         minimum=0,
     )
+    group_by_modality_length: bool = flag(
+        False,
+        "Global batches of text alone, or of samples with images or videos, as LLaVA's flag of "
+        "this name; needs --global-batch-size",
+    )
     pack_cost: tuple[float, ...] | None = flag(
         None,
         "What a row, a pair of rows of a sample and a view cost, three integers, as "

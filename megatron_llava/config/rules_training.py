@@ -17,6 +17,11 @@ def check_batch(config: RunConfig, world_size: int) -> None:
             f"--micro-batch-size {micro}: must be 1, for a pack already holds many samples; "
             "raise --seq-length or --global-batch-size instead"
         )
+    if config.data.group_by_modality_length and config.training.global_batch_size is None:
+        raise ValueError(
+            "--group-by-modality-length deals packs to global batches, whose size must not follow "
+            "from the number of ranks: give --global-batch-size"
+        )
     config.num_microbatches(world_size)
 
 

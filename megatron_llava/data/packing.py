@@ -4,12 +4,15 @@
 parallel ranks take neighbouring packs at the same time and wait for the dearest of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any
 
 import numpy as np
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import video_settings
+from megatron_llava.data.modality_batches import order_of_batches
 from megatron_llava.data.pack_samples import pack_samples
 from megatron_llava.data.row_plan import IMAGE, VIDEO, NoLayoutError
 from megatron_llava.data.row_plan_library import row_planner
@@ -18,6 +21,7 @@ from megatron_llava.data.splitmix import one_hash, permutation
 
 _RUNS_OF_A_BLOCK = 64
 _RUN_STREAM = (1 << 64) - 3
+_MODALITY_STREAM = (1 << 64) - 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +168,8 @@ def plan_epoch(
     max_views: int | None = None,
     balance: Balance | None = None,
     first_pack: int = 0,
+    with_images: np.ndarray | None = None,
+    batch: int = 1,
 ) -> PackingPlan:
     """Pack every sample once.
 
@@ -176,7 +182,15 @@ def plan_epoch(
         views, max_views: int64 [n], views of each sample, and most of a pack; None for no bound.
         balance: how packs are ordered by cost; None for not. Views count only where given.
         first_pack: number of the epoch's first pack in the run.
+        with_images: bool [n], which samples have an image or a video; packs and global batches are
+            then of one modality (`modality_batches`). None for whatever comes.
+        batch: packs of a global batch; counts with `with_images` only.
     """
+    if with_images is not None:
+        how = {"epoch": epoch, "window": window, "shuffle": shuffle, "max_views": max_views}
+        return _by_modality(
+            lengths, capacity, with_images, views, balance, batch, first_pack, seed, how
+        )
     assert len(lengths) > 0 and lengths.min() > 0 and lengths.max() <= capacity
     stream = one_hash(seed % (1 << 64), epoch)
     bounded = max_views is not None and views is not None
@@ -200,6 +214,48 @@ def plan_epoch(
         costs += balance.view * np.add.reduceat(views[packs.sample_ids], starts)
     order = balanced_order(costs, balance.group, first_pack, one_hash(stream, _RUN_STREAM))
     return _reorder(plan, order)
+
+
+def _by_modality(
+    lengths: np.ndarray,
+    capacity: int,
+    with_images: np.ndarray,
+    views: np.ndarray | None,
+    balance: Balance | None,
+    batch: int,
+    first_pack: int,
+    seed: int,
+    how: dict[str, Any],
+) -> PackingPlan:
+    """Plans of the samples of each modality, one behind the other, in the order of the batches."""
+    if balance is not None:
+        # Runs that begin where batches do.
+        balance = replace(balance, group=gcd(balance.group, batch))
+    plans, ids = [], []
+    for modality in (False, True):
+        chosen = np.flatnonzero(with_images == modality)
+        if not len(chosen):
+            continue
+        plan = plan_epoch(
+            lengths[chosen],
+            capacity,
+            seed=one_hash(seed % (1 << 64), _MODALITY_STREAM + modality),
+            views=None if views is None else views[chosen],
+            balance=balance,
+            **how,
+        )
+        plans.append(plan)
+        ids.append(chosen[plan.sample_ids])
+    sizes = np.concatenate([np.diff(plan.pack_offsets) for plan in plans])
+    together = PackingPlan(
+        pack_offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        sample_ids=np.concatenate(ids),
+        pack_rows=np.concatenate([plan.pack_rows for plan in plans]),
+    )
+    stream = one_hash(one_hash(seed % (1 << 64), how["epoch"]), _MODALITY_STREAM)
+    return _reorder(
+        together, order_of_batches([len(plan) for plan in plans], batch, first_pack, stream)
+    )
 
 
 def balanced_order(costs: np.ndarray, group: int, first_pack: int, seed: int) -> np.ndarray:

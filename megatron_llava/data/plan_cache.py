@@ -27,6 +27,7 @@ def cached_plan(
     name: str,
     views: np.ndarray | None = None,
     balance: Balance | None = None,
+    with_images: np.ndarray | None = None,
     **how: int | None,
 ) -> PackingPlan:
     """`plan_epoch`, read from `cache_path` where it was made before, else made and kept there.
@@ -40,6 +41,7 @@ def cached_plan(
         store_fingerprint: `Store.fingerprint`.
         cache_path: directory of the plans, made if needed.
         name: start of the file's name.
+        with_images: bool [n], likewise.
         balance, how: the other arguments of `plan_epoch`.
 
     Raises:
@@ -55,11 +57,15 @@ def cached_plan(
     digest = hashlib.sha256(json.dumps(settings).encode())
     for array in (lengths, views):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
+    if with_images is not None:
+        digest.update(np.packbits(with_images).data)
     key = digest.hexdigest()
     path = cache_path / f"{name}_plan_{key[:16]}.npz"
     plan = _read(path, key, len(lengths))
     if plan is None:
         options: dict[str, Any] = {**how, "views": views, "balance": balance}
+        if with_images is not None:
+            options["with_images"] = with_images
         plan = plan_epoch(lengths, capacity, **options)
         # A disk that fills up meanwhile costs a plan made anew, seconds, and nothing else.
         with contextlib.suppress(OSError):

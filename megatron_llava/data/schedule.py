@@ -8,7 +8,7 @@ import json
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -70,6 +70,7 @@ class _Fitting:
             max_views=max_views,
         )
         self.lengths, self.views = lengths[self.ids], views[self.ids]
+        self.with_images = np.diff(store.image_offsets)[self.ids] > 0
         self.num_dropped = len(lengths) - len(self.ids)
         self.longest = int(self.lengths.max())
         self.store_fingerprint = store.fingerprint
@@ -97,6 +98,7 @@ class TrainingSchedule:
         max_bad_records: how many samples that do not fit into a pack may be left out.
         max_views: views of a pack; None for no bound.
         balance: how packs are ordered by cost; None for not.
+        modality_batch: packs of a global batch, which are of one modality; None for whatever comes.
         cache_path: directory for plans; beside the store by default.
 
     Raises:
@@ -116,15 +118,20 @@ class TrainingSchedule:
         max_bad_records: int = 0,
         max_views: int | None = None,
         balance: Balance | None = None,
+        modality_batch: int | None = None,
         cache_path: str | Path | None = None,
     ) -> None:
         self._samples = _Fitting(store, settings, capacity, max_bad_records, max_views)
         self.num_dropped = self._samples.num_dropped
         self.longest_sample = self._samples.longest
         ordered = None if balance is None else asdict(balance)
-        self.fingerprint = self._samples.fingerprint(seed, window, ordered)
+        grouped = [] if modality_batch is None else ["modality", modality_batch]
+        self.fingerprint = self._samples.fingerprint(seed, window, ordered, *grouped)
         self._capacity, self._balance = capacity, balance
-        self._how = {"seed": seed, "window": window, "max_views": max_views}
+        self._how: dict[str, Any] = {"seed": seed, "window": window, "max_views": max_views}
+        if modality_batch is not None:
+            self._how |= {"batch": modality_batch, "with_images": self._samples.with_images}
+        self._goes_on = balance is not None or modality_batch is not None
         self._cache_path = Path(cache_path) if cache_path is not None else store.prefix.parent
         self._name = store.prefix.name
         self._plans: OrderedDict[int, PackingPlan] = OrderedDict()
@@ -139,8 +146,8 @@ class TrainingSchedule:
                 views=self._samples.views,
                 balance=self._balance,
                 epoch=epoch,
-                # Runs of equal cost go on from one epoch to the next.
-                first_pack=self._first_pack(epoch) if self._balance else 0,
+                # Runs of equal cost and global batches go on from one epoch to the next.
+                first_pack=self._first_pack(epoch) if self._goes_on else 0,
                 **self._how,
                 store_fingerprint=self._samples.store_fingerprint,
                 cache_path=self._cache_path,

@@ -72,5 +72,6 @@ def training_schedule(
         max_bad_records=most_left_out(config, store),
         max_views=data.max_views_per_pack,
         balance=pack_balance(config),
+        modality_batch=config.training.global_batch_size if data.group_by_modality_length else None,
         cache_path=data.data_cache_path,
     )

@@ -53,9 +53,12 @@ def test_whatever_a_plan_depends_on_makes_another(tmp_path, made):
     plan(balance=balance)
     plan(balance=replace(balance, view=2))
     plan(balance=balance, first_pack=1)
-    assert len(made) == len(list(tmp_path.iterdir())) == 12
+    plan(with_images=LENGTHS > 9, batch=2)
+    plan(with_images=LENGTHS > 8, batch=2)
+    plan(with_images=LENGTHS > 9, batch=3)
+    assert len(made) == len(list(tmp_path.iterdir())) == 15
     plan()
-    assert len(made) == 12
+    assert len(made) == 15
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "changed", "text", "other plan"])

@@ -308,3 +308,22 @@ def test_a_run_says_which_meaning_nobase_has(pool, setup):
     assert "without a view of the whole image" in message
     assert "--image-aspect-ratio square" in message
     assert said() == []
+
+
+@pytest.mark.proves("C12")
+def test_steps_of_a_run_are_of_one_modality_and_go_on_exactly(pool, setup, tmp_path):
+    """Packs of one sample: 48 with an image and 16 without are 12 and 4 whole batches."""
+    flags = ("--group-by-modality-length", "--packing-window=1", "--balance-packs=8")
+
+    def run(*more, world_size=1):
+        arguments = setup.arguments(*flags, *more, steps=16)
+        return pool.run(train, arguments, world_size=world_size)[0]["steps"]
+
+    whole = run()
+    assert sorted(step["kinds"] for step in whole) == [(0, 4, 0, 0)] * 12 + [(4, 0, 0, 0)] * 4
+    where = (f"--load={tmp_path}", f"--save={tmp_path}", "--save-interval=6")
+    first = run(*where, "--exit-interval=6", world_size=2)
+    then = run(*where)
+    assert [step["kinds"] for step in first + then] == [step["kinds"] for step in whole]
+    losses = [step["lm loss"] for step in first + then]
+    assert losses == pytest.approx([step["lm loss"] for step in whole], rel=1e-4)
