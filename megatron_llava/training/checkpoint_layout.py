@@ -12,7 +12,11 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
-from megatron_llava.training.optimizer_state import lr_multiples, optimizer_parts
+from megatron_llava.training.optimizer_state import (
+    check_shares_can_be_saved,
+    lr_multiples,
+    optimizer_parts,
+)
 
 _SAME_WEIGHTS = ("tensor", "pipeline", "virtual", "layers")
 """The entries of a layout that decide which weights a rank holds."""
@@ -101,6 +105,7 @@ def check_optimizer(
             )
     if now["distributed"] and saved["optimizer_sharding"] != "fully_reshardable":
         _check_buffers(where, saved, layout(models), before["buffers"] == now["buffers"])
+        check_shares_can_be_saved(optimizer)
 
 
 def _check_buffers(

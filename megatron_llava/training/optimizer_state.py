@@ -45,9 +45,9 @@ def check_shares_can_be_saved(optimizer: MegatronOptimizer) -> None:
     dist.all_gather_object(found, empty)
     for numel, ranks in (bucket for of_rank in found for bucket in of_rank):
         raise ValueError(
-            f"--save cannot write a bucket of {numel} gradients that {ranks} data-parallel ranks "
-            "share, one of them only its padding: give --dist-ckpt-optim-fully-reshardable, or "
-            "another --ddp-bucket-size"
+            f"--save cannot write, nor --load read, a bucket of {numel} gradients that {ranks} "
+            "data-parallel ranks share, one of them only its padding: save with "
+            "--dist-ckpt-optim-fully-reshardable, or give another --ddp-bucket-size"
         )
 
 

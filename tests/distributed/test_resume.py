@@ -195,6 +195,15 @@ def test_buckets_that_the_run_does_not_have_are_refused(
         pool.run(train, [*arguments, *elsewhere(saved_buckets, tmp_path)], world_size=2)
 
 
+def test_buckets_too_small_for_more_ranks_are_refused(pool, setup, tmp_path):
+    """What one rank saved, two cannot read, whether they save it or not."""
+    folder = tmp_path / "run"
+    arguments = setup.arguments(*OVERLAPS, "--ddp-bucket-size=20000", steps=6)
+    start(pool, arguments, folder)
+    with pytest.raises(AssertionError, match="nor --load read, a bucket of .* gradients that 2"):
+        pool.run(train, [*arguments, f"--load={folder}"], world_size=2)
+
+
 def test_stages_of_other_layers_are_refused(pool, setup, tmp_path):
     """The same number of parameters may lie on every rank, and be other ones."""
     arguments = setup.arguments(*PIPELINE, *DISTRIBUTED, steps=6)
