@@ -8,6 +8,7 @@ names of the command-line flags; besides them it keeps what only the way back ne
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,16 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     Raises ValueError naming the setting for everything that the Megatron model would not compute.
     Tied weights and the dtype are known only with the tensors: see `check_tensors`.
     """
-    model_type = config.get("model_type")
-    if model_type not in TOP_DEFAULTS:
-        raise ValueError(
-            f"config.json: model_type is {model_type!r}; supported: {', '.join(TOP_DEFAULTS)}"
-        )
+    model_type = _choice(config, "model_type", TOP_DEFAULTS, "")
     if "quantization_config" in config:
         raise ValueError("config.json: quantization_config is set; convert the unquantised model")
     given = {key: value for key, value in config.items() if value is not None}
     top = {**TOP_DEFAULTS[model_type], **given}
     _require(top, "multimodal_projector_bias", True, "")
-    if top["projector_hidden_act"] not in PROJECTOR_OF_ACTIVATION:
-        raise ValueError(
-            f"config.json: projector_hidden_act is {top['projector_hidden_act']!r}; supported: "
-            + ", ".join(PROJECTOR_OF_ACTIVATION)
-        )
+    projector = PROJECTOR_OF_ACTIVATION[
+        _choice(top, "projector_hidden_act", PROJECTOR_OF_ACTIVATION, "")
+    ]
+    _check_kinds(top, {"text_config": {}, "vision_config": {}, "image_token_index": 1}, "")
     text_type = TOP_DEFAULTS[model_type]["text_config"]["model_type"]
     vision_type = TOP_DEFAULTS[model_type]["vision_config"]["model_type"]
     mapping = text_fields({"model_type": text_type, **top["text_config"]})
@@ -71,9 +67,42 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
         )
     return mapping | {
         "hf_model_type": model_type,
-        "mm_projector_type": PROJECTOR_OF_ACTIVATION[top["projector_hidden_act"]],
+        "mm_projector_type": projector,
         "image_token_index": index,
     }
+
+
+def _choice(section: dict[str, Any], key: str, supported: Iterable[str], prefix: str) -> str:
+    """The value of a setting that is one of some names."""
+    value = section.get(key)
+    if not isinstance(value, str) or value not in supported:
+        names = ", ".join(sorted(supported))
+        raise ValueError(f"config.json: {prefix}{key} is {value!r}; supported: {names}")
+    return value
+
+
+def _check_kinds(section: dict[str, Any], examples: dict[str, Any], prefix: str) -> None:
+    """Refuse settings that are not of the kind of an example, such as text for a number.
+
+    An int stands for a positive number of things; without an example a setting may be null.
+    """
+    for key, example in examples.items():
+        value = section[key]
+        if value is None and (example is None or key == "sliding_window"):
+            continue
+        if isinstance(example, dict):
+            is_good, wanted = isinstance(value, dict), "an object"
+        elif isinstance(example, bool):
+            is_good, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(example, float):
+            is_good, wanted = isinstance(value, (int, float)) and value > 0, "a positive number"
+        elif isinstance(example, str):
+            is_good, wanted = isinstance(value, str), "a name"
+        else:
+            is_good = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            wanted = "a positive whole number"
+        if not is_good:
+            raise ValueError(f"config.json: {prefix}{key} is {value!r}; give {wanted}")
 
 
 def _require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> None:
@@ -84,6 +113,9 @@ def _require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> N
 def _rotary_base(text: dict[str, Any], prefix: str) -> float:
     """The rotary base: in `rope_parameters` of new files, `rope_theta` of old ones."""
     parameters = text.get("rope_parameters") or {}
+    for key, value in (("rope_parameters", parameters), ("rope_scaling", text.get("rope_scaling"))):
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"config.json: {prefix}{key} is {value!r}; give an object")
     for key, section in (
         ("rope_scaling", text.get("rope_scaling")),
         ("rope_parameters", parameters),
@@ -99,7 +131,10 @@ def _rotary_base(text: dict[str, Any], prefix: str) -> float:
             f"config.json: {prefix}rope_theta is {old}, but rope_parameters.rope_theta is {new}"
         )
     theta = new if new is not None else old
-    return float(theta if theta is not None else ROPE_THETA_DEFAULT)
+    if theta is None:
+        return ROPE_THETA_DEFAULT
+    _check_kinds({"rope_theta": theta}, {"rope_theta": ROPE_THETA_DEFAULT}, prefix)
+    return float(theta)
 
 
 def _refuse_sliding_window(text: dict[str, Any], model_type: str, prefix: str) -> None:
@@ -125,13 +160,9 @@ def text_fields(section: dict[str, Any], prefix: str = "text_config.") -> dict[s
         section: its config, `model_type` included.
         prefix: where its keys are, for messages.
     """
-    model_type = section["model_type"]
-    if model_type not in TEXT_DEFAULTS:
-        raise ValueError(
-            f"config.json: {prefix}model_type is {model_type!r}; "
-            f"supported: {', '.join(sorted(TEXT_DEFAULTS))}"
-        )
+    model_type = _choice(section, "model_type", TEXT_DEFAULTS, prefix)
     text = {**TEXT_DEFAULTS[model_type], **section}
+    _check_kinds(text, TEXT_DEFAULTS[model_type], prefix)
     _require(text, "hidden_act", "silu", prefix)
     if model_type != "qwen2":  # Qwen2 has a bias on query, key and value whatever the file says
         _require(text, "attention_bias", False, prefix)
@@ -187,23 +218,12 @@ def vision_fields(
         top: `vision_feature_layer` and `vision_feature_select_strategy` of the whole model.
         layer_key: what config.json calls the former.
     """
-    model_type = section["model_type"]
-    if model_type not in VISION_DEFAULTS:
-        raise ValueError(
-            f"config.json: vision_config.model_type is {model_type!r}; "
-            f"supported: {', '.join(sorted(VISION_DEFAULTS))}"
-        )
-    vision = {**VISION_DEFAULTS[model_type], **section}
     prefix = "vision_config."
+    model_type = _choice(section, "model_type", VISION_DEFAULTS, prefix)
+    vision = {**VISION_DEFAULTS[model_type], **section}
+    _check_kinds(vision, VISION_DEFAULTS[model_type], prefix)
     _require(vision, "num_channels", 3, prefix)
-    if vision["hidden_act"] not in VISION_ACTIVATIONS:
-        raise ValueError(
-            f"config.json: vision_config.hidden_act is {vision['hidden_act']!r}; "
-            f"supported: {', '.join(VISION_ACTIVATIONS)}"
-        )
-    for key in ("image_size", "patch_size"):
-        if not isinstance(vision[key], int):
-            raise ValueError(f"config.json: vision_config.{key} is {vision[key]!r}; give a number")
+    _choice(vision, "hidden_act", VISION_ACTIVATIONS, prefix)
     if vision["hidden_size"] % vision["num_attention_heads"]:
         raise ValueError(
             f"config.json: vision_config.hidden_size is {vision['hidden_size']}, "

@@ -180,6 +180,22 @@ def set_in(config, path, value):
         ("vision_config.num_channels", 4),
         ("vision_config.image_size", [336, 336]),
         ("vision_config.num_attention_heads", 15),
+        # Of another kind than it has to be.
+        ("model_type", ["llava_next"]),
+        ("projector_hidden_act", {}),
+        ("image_token_index", "32000"),
+        ("text_config", []),
+        ("vision_config", "clip"),
+        ("text_config.model_type", []),
+        ("text_config.num_attention_heads", None),
+        ("text_config.num_hidden_layers", "32"),
+        ("text_config.vocab_size", True),
+        ("text_config.num_key_value_heads", "8"),
+        ("text_config.rms_norm_eps", -1e-6),
+        ("text_config.rope_parameters", ["default"]),
+        ("text_config.rope_theta", "1e6"),
+        ("vision_config.num_attention_heads", 0),
+        ("vision_config.num_hidden_layers", 24.0),
     ],
 )
 def test_unsupported_settings_are_named(path, value):
