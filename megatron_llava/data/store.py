@@ -73,10 +73,16 @@ class Store:
         return piece_files(self.prefix, self._version)
 
     def _check_file_sizes(self) -> None:
+        listed = self.manifest["files"]
         for path in self._files():
             if not path.is_file():
                 raise ValueError(f"store {self.prefix}: {path.name} is missing, make it again")
-            expected, found = self.manifest["files"][path.name]["bytes"], path.stat().st_size
+            if path.name not in listed:
+                raise ValueError(
+                    f"store {self.prefix}: its manifest lists {', '.join(sorted(listed)[:1])}, not "
+                    f"{path.name}: was it renamed? give its files the name that it was made with"
+                )
+            expected, found = listed[path.name]["bytes"], path.stat().st_size
             if found != expected:
                 raise ValueError(
                     f"store {self.prefix}: {path.name} has {found} bytes and should have "

@@ -178,6 +178,15 @@ def test_truncated_or_missing_file(tmp_path, number):
         Store(tmp_path / "s")
 
 
+def test_a_renamed_store_is_told_its_name(tmp_path):
+    """Shards, plans and messages know a store by its name."""
+    write(tmp_path / "s")
+    for path in [manifest_file(tmp_path / "s"), *piece_files(tmp_path / "s")]:
+        path.rename(tmp_path / path.name.replace("s", "t", 1))
+    with pytest.raises(ValueError, match=r"lists s_images\.bin, not t_.*: was it renamed"):
+        Store(tmp_path / "t")
+
+
 def replace_mask_index(tmp_path, samples):
     """Put the mask index of a store of other samples, equal in size, into the store 's'."""
     manifest = write(tmp_path / "s")
