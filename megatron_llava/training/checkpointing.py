@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_llava.models.llava import LlavaModel
+from megatron_llava.parallel.agreement import one_line
 from megatron_llava.parallel.checkpoint_directory import (
     CheckpointError,
     Iteration,
@@ -152,6 +154,17 @@ def _without_values(
     return [name for name in present if name not in stored]
 
 
+def _common_state(directory: Path) -> dict[str, Any]:
+    """What all ranks share of a checkpoint."""
+    if not (directory / "common.pt").is_file():
+        raise CheckpointError(f"{directory}: common.pt is missing; name another step or --load")
+    try:
+        return dict(dist_checkpointing.load_common_state_dict(str(directory)))
+    # Core and torch raise half a dozen kinds for a file that is damaged.
+    except Exception as caught:
+        raise CheckpointError(f"{directory}: common.pt: {one_line(caught)}") from caught
+
+
 def load_training_state(
     root: str,
     iteration: int,
@@ -172,7 +185,7 @@ def load_training_state(
     directory = find_checkpoint(root, iteration)
     if directory is None:
         raise CheckpointError(f"{iteration_directory(root, iteration)}: no such checkpoint")
-    common = dist_checkpointing.load_common_state_dict(str(directory))
+    common = _common_state(directory)
     if common["data_fingerprint"] != state.data_fingerprint:
         raise CheckpointError(
             f"{root}: the run at step {iteration} read other data or packed it otherwise (data, "

@@ -1,5 +1,7 @@
 """A resumed run continues the interrupted one; a save that fails leaves the last good one."""
 
+import shutil
+
 import numpy as np
 import pytest
 from checkpoint_jobs import save_on_full_disk
@@ -179,9 +181,22 @@ def test_a_resume_that_cannot_continue_is_refused(
         pool.run(train, arguments, world_size=world_size)
 
 
+@pytest.mark.parametrize("content, said", [(None, "is missing"), (b"x" * 9, ".*")])
+def test_a_damaged_checkpoint_is_named(pool, setup, saved, tmp_path, content, said):
+    shutil.copytree(saved, tmp_path / "run")
+    file = tmp_path / "run/iter_0000003/common.pt"
+    file.unlink() if content is None else file.write_bytes(content)
+    arguments = [*setup.arguments(steps=6), f"--load={tmp_path / 'run'}"]
+    with pytest.raises(AssertionError, match=f"CheckpointError: .*iter_0000003: common.pt.*{said}"):
+        pool.run(train, arguments)
+
+
 REFUSED_BUCKETS = [
     (["--tensor-model-parallel-size=2"], "pipeline 1 x 1 and cannot be read at 2 x 1.*fully-resh"),
-    (["--overlap-grad-reduce", "--ddp-bucket-size=20000"], "other buckets.*--ddp-bucket-size"),
+    (
+        ["--overlap-grad-reduce", "--ddp-bucket-size=20000", "--no-save-optim"],
+        "other buckets.*--ddp-bucket-size",
+    ),
     (["--mm-tunable-parts=mm_mlp_adapter"], "other buckets.*--mm-tunable-parts"),
 ]
 
