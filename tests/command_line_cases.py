@@ -374,6 +374,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "evaluate: output": evaluate(
             *data, *v1, "--output", f"{absent}/a.jsonl", words=[f"--output {absent}/a.jsonl"]
         ),
+        "evaluate: output folder": evaluate(
+            *data, *v1, "--output", str(folder), words=[f"--output {folder} is a folder"]
+        ),
         "evaluate: draws": evaluate(*data, *v1, "--top-p", "0.9", words=["--temperature 0 draws"]),
         "evaluate: tokens": evaluate(*data, *v1, "--max-new-tokens", "0", words=["--max-new-tok"]),
         "compare: answers": compare("--answers", absent, words=[absent]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--is-detailed {arguments.is_detailed} needs --grids-by-kind: add it")
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be 1 or more")
-    if arguments.output is not None and not Path(arguments.output).absolute().parent.is_dir():
-        raise ValueError(f"--output {arguments.output}: there is no such folder")
+    if arguments.output is not None:
+        output = Path(arguments.output).absolute()
+        if output.is_dir():
+            raise ValueError(f"--output {arguments.output} is a folder: name a file in it")
+        if not os.access(output if output.exists() else output.parent, os.W_OK):
+            raise ValueError(f"--output {arguments.output}: nothing can be written there")
 
 
 def shown(name: str, value: float) -> str:
