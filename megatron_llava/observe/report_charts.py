@@ -40,7 +40,7 @@ _TELLING = {
     "MFU and HFU %": "of the peak, without and with recomputation",
     "time %": "of the time of all ranks together",
     "eta s": "seconds that were left",
-    "skipped steps": "steps whose loss or gradient was not finite, so far",
+    "skipped steps": "steps with a loss or gradient that was not finite, or a spike, so far",
 }
 
 

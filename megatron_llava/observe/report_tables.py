@@ -44,7 +44,7 @@ def _progress(log: RunLog, config: RunConfig | None) -> Iterator[tuple[str, str,
         yield "resumed", f"{resumed:,} times" if resumed > 1 else "once", ""
     skipped = log.finite("skipped steps")
     if skipped:
-        yield "skipped steps", f"{skipped[-1]:,.0f}", "loss or gradient was not finite"
+        yield "skipped steps", f"{skipped[-1]:,.0f}", "not finite, or a spike of the loss"
 
 
 def _losses(log: RunLog) -> Iterator[tuple[str, str, str]]:
