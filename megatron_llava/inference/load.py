@@ -13,12 +13,11 @@ from megatron_llava.config.model_yaml import fill_model_from
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import PARTS_WITH_ADAPTERS
 from megatron_llava.config.yaml_file import read_yaml_mapping
-from megatron_llava.convert.hf_start import load_hf_weights
 from megatron_llava.models.build import build_llava_model
-from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.adapter_record import check_base, read_record, refuse_adapters
 from megatron_llava.parallel.checkpoint_directory import (
+    HF,
     MODEL_YAML,
     CheckpointError,
     Iteration,
@@ -29,6 +28,7 @@ from megatron_llava.parallel.checkpoint_directory import (
 from megatron_llava.parallel.groups import set_seed
 from megatron_llava.training.checkpointing import load_weights
 from megatron_llava.training.freeze import freeze_parts
+from megatron_llava.training.whole_weights import load_whole_weights
 from megatron_llava.vision.settings import image_settings
 
 
@@ -73,11 +73,13 @@ def load_model(
     if base is None:
         load_weights(root, chosen, [model])
     else:
-        _load_beside(base, root, chosen, model)
+        _load_beside(base, root, chosen, config, model)
     return model.to(device).eval(), image_settings(config)
 
 
-def _load_beside(base: str, root: str, iteration: Iteration, model: LlavaModel) -> None:
+def _load_beside(
+    base: str, root: str, iteration: Iteration, config: RunConfig, model: LlavaModel
+) -> None:
     """Load frozen weights, and over them all that a checkpoint of adapters holds."""
     directory = find_checkpoint(root, iteration)
     if directory is None:
@@ -87,10 +89,7 @@ def _load_beside(base: str, root: str, iteration: Iteration, model: LlavaModel) 
     parts = [*PARTS_WITH_ADAPTERS, "mm_vision_tower"] if tower else PARTS_WITH_ADAPTERS
     # What learned decides what the checkpoint holds.
     freeze_parts(model, parts, adapts=True)
-    if is_hf_folder(base):
-        load_hf_weights(base, [model], may_lack=OPTIONAL_ROWS)
-    else:
-        latest = latest_iteration(base)
-        assert latest is not None, "it has been compared"
-        load_weights(base, latest, [model], may_lack=OPTIONAL_ROWS)
+    where = HF if is_hf_folder(base) else latest_iteration(base)
+    assert where is not None, "it has been compared"
+    load_whole_weights(base, where, config, [model])
     load_weights(root, iteration, [model], of_adapters=True)

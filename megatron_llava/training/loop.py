@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from megatron_llava.platform.stop_signal import StopSignal
 from megatron_llava.training.batches import BatchSource
 from megatron_llava.training.checkpointing import TrainingState
 from megatron_llava.training.interval import Interval
+from megatron_llava.training.reporter import Reporter
 from megatron_llava.training.run_saves import RunSaves
 from megatron_llava.training.skipping import SkippedSteps, TrainingDiverged, check_weights
 from megatron_llava.training.spikes import SpikeGuard
@@ -33,20 +34,6 @@ from megatron_llava.training.step import StepResult, run_batches, train_step
 from megatron_llava.training.step_times import StepTimes
 from megatron_llava.training.taken import Taken
 from megatron_llava.training.time_report import report_times
-
-
-class Reporter(Protocol):
-    """Where the loop reports to; ``observe.metrics.Reporter`` is the one that a run uses."""
-
-    def message(self, text: str) -> None: ...
-
-    def advance_to(self, iteration: int) -> None: ...
-
-    def training(
-        self, iteration: int, values: dict[str, float], interval: Interval, device: torch.device
-    ) -> None: ...
-
-    def validation(self, iteration: int, loss: float, tokens: int, seconds: float) -> None: ...
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,16 +12,12 @@ import torch.distributed as dist
 from megatron_llava.config.cli import config_to_yaml
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
-from megatron_llava.convert.hf_start import load_hf_weights
 from megatron_llava.data.sample import SampleStore
 from megatron_llava.data.sampled_packs import pack_sizes
 from megatron_llava.data.schedule import EvaluationSchedule, Schedule
-from megatron_llava.models.feature_attention import CROSS_IMAGE_WEIGHTS
-from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
-from megatron_llava.models.temporal_encoder import temporal_encoder_weights
 from megatron_llava.ops.operators import plain_torch_remark
-from megatron_llava.parallel.checkpoint_directory import HF, Iteration
+from megatron_llava.parallel.checkpoint_directory import Iteration
 from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.peft.four_bit_linears import quantize_base
@@ -36,9 +31,10 @@ from megatron_llava.training.checkpointing import (
     load_weights,
 )
 from megatron_llava.training.distributed_model import build_distributed_model
-from megatron_llava.training.loop import Reporter, Trainer
+from megatron_llava.training.loop import Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
 from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
+from megatron_llava.training.reporter import Reporter, RunReporter
 from megatron_llava.training.run_saves import RunSaves, check_state_can_be_saved
 from megatron_llava.training.skipping import SkippedSteps
 from megatron_llava.training.start import (
@@ -48,13 +44,8 @@ from megatron_llava.training.start import (
     starting_checkpoint,
 )
 from megatron_llava.training.watching import profile_window, spike_guard, step_times
+from megatron_llava.training.whole_weights import load_whole_weights
 from megatron_llava.vision.settings import image_settings, nobase_remark
-
-
-class RunReporter(Reporter, Protocol):
-    """A reporter that also notes the start of a run."""
-
-    def started(self, iteration: int, run_yaml: str, device: torch.device) -> None: ...
 
 
 def run_training(
@@ -123,14 +114,13 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     _load_weights(config, start if not resume else None, models, reporter)
     quantize_base(models, config.lora)
     optimizer = build_optimizer(config, wrapped)
-    scheduler = build_scheduler(config, optimizer)
     source = BatchSource(
         store, settings, schedule, config, num_microbatches=num_microbatches, device=device
     )
     state = TrainingState(
         models=models,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=build_scheduler(config, optimizer),
         iteration=0,
         consumed_packs=0,
         data_fingerprint=schedule.fingerprint,
@@ -140,11 +130,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         _resume(config, start, state, reporter)
         source.resume_at(state.consumed_packs)
     else:
-        reporter.message(
-            "starting from random weights: no checkpoint was given"
-            if start is None
-            else f"starting from {start[0]} ({start[1]})"
-        )
+        reporter.message(_beginning(start))
     check_state_can_be_saved(config, optimizer)
     return Trainer(
         config=config,
@@ -152,17 +138,11 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         models=models,
         wrapped=wrapped,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=state.scheduler,
         source=source,
         make_validation=validation,
         reporter=reporter,
-        saves=RunSaves(
-            config=config,
-            message=reporter.message,
-            side_files=start,
-            adapter_record=adapter_record(config),
-            started_from=_started_from(config, start),
-        ),
+        saves=_saves(config, start, reporter),
         skipped_steps=SkippedSteps(
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
@@ -171,6 +151,23 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         times=step_times(config, models, device),
         iteration=state.iteration,
         saved_at=state.iteration if resume else None,
+    )
+
+
+def _beginning(start: tuple[str, Iteration] | None) -> str:
+    """What a run that resumes none begins with, in words."""
+    if start is None:
+        return "starting from random weights: no checkpoint was given"
+    return f"starting from {start[0]} ({start[1]})"
+
+
+def _saves(config: RunConfig, start: tuple[str, Iteration] | None, reporter: Reporter) -> RunSaves:
+    return RunSaves(
+        config=config,
+        message=reporter.message,
+        side_files=start,
+        adapter_record=adapter_record(config),
+        started_from=_started_from(config, start),
     )
 
 
@@ -210,12 +207,7 @@ def _load_weights(
     base = adapted_checkpoint(config)
     whole = start if base is None else base
     if whole is not None:
-        layers = config.vision.temporal_encoder_layers
-        may_lack = OPTIONAL_ROWS + CROSS_IMAGE_WEIGHTS + temporal_encoder_weights(layers)
-        if whole[1] == HF:
-            fresh = load_hf_weights(whole[0], models, may_lack=may_lack)
-        else:
-            fresh = load_weights(*whole, models, fully_parallel=parallel, may_lack=may_lack)
+        fresh = load_whole_weights(*whole, config, models, fully_parallel=parallel)
         if fresh:
             reporter.message(f"{whole[0]} has no {', '.join(fresh)}: starts with new values")
     if start is not None and start != whole:
