@@ -28,6 +28,13 @@ def parse_arguments() -> PreprocessSettings:
     parser = argparse.ArgumentParser(
         description="Make a training store of LLaVA records and their images."
     )
+    add_places(parser)
+    add_choices(parser)
+    return PreprocessSettings(**vars(parser.parse_args()))
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """What is read with which tokenizer and template, and where the store goes."""
     add = parser.add_argument
     add(
         "--input",
@@ -57,6 +64,11 @@ def parse_arguments() -> PreprocessSettings:
         required=True,
         help="writes PREFIX.json, PREFIX_tokens.bin, ...",
     )
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """How records become samples, and which of them."""
+    add = parser.add_argument
     add("--workers", type=int, default=1, help="processes that read and tokenise (default: 1)")
     add("--max-bad-records", type=int, default=0, help="skip up to this many (default: 0)")
     add(
@@ -101,7 +113,6 @@ def parse_arguments() -> PreprocessSettings:
         help="keep the first of the records with the same tokens and the same image files",
     )
     add("--overwrite", action="store_true", help="replace the store at the output prefix")
-    return PreprocessSettings(**vars(parser.parse_args()))
 
 
 def main() -> None:
