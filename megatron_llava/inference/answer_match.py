@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
-_ARTICLES = ("a", "an", "the")
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+from megatron_llava.inference.vqa_words import vqa_words
+
 _LETTER = re.compile(r"\(?([A-Z])(?:[).:,]|\s|$)")
 
 
@@ -31,28 +29,14 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
 
     Each of them is left out in turn, and min(1, equal answers among the others / 3) is averaged
     (Antol et al. 2015; VQAv2 has ten people). One truth alone is compared. Answers are equal
-    without regard to case, articles, punctuation and apostrophes, and numbers up to ten to their
-    words.
+    where their `vqa_words` are.
     """
-    found = _plain_words(answer)
-    equal = [_plain_words(truth) == found for truth in truths]
+    found = vqa_words(answer)
+    equal = [vqa_words(truth) == found for truth in truths]
     if len(equal) == 1:
         return float(equal[0])
     shares = [min(1.0, (sum(equal) - one) / 3) for one in equal]
     return sum(shares) / len(shares)
-
-
-def _plain_words(text: str) -> str:
-    given = text = " ".join(text.split()).lower().replace("'", "")
-    # A sign parts what is around it, unless it stands beside a space anywhere in the answer; beside
-    # a number with a comma none does. So it is done where VQAv2 is scored.
-    has_long_number = re.search(r"\d,\d", given) is not None
-    for sign in _PUNCTUATION:
-        goes = has_long_number or f"{sign} " in given or f" {sign}" in given
-        text = text.replace(sign, "" if goes else " ")
-    text = re.sub(r"\.(?!\d)", "", text)
-    words = [_DIGITS.get(word, word) for word in text.split()]
-    return " ".join(word for word in words if word not in _ARTICLES)
 
 
 def anls(answer: str, truths: Sequence[str]) -> float:
