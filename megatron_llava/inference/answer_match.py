@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from megatron_llava.inference.vqa_words import vqa_words
 
-_LETTER = re.compile(r"\(?([A-Z])(?:[).:,]|\s|$)")
+# "B", "b", "B." or "(B) two cats"; "A cat" names no option.
+_LETTER = re.compile(r"\(?([A-Z])(?:[).:,]|$)|([a-z])[).]?$")
+_SAID = re.compile(r"\b(?:answer|option) is:? \(?([A-Z])\b")
 
 
 def exact_match(answer: str, truth: str) -> bool:
@@ -91,7 +93,11 @@ def _number(text: str) -> float | None:
 
 
 def choice_match(answer: str, truths: Sequence[str]) -> float:
-    """1 where the letter that an answer begins with, as in "B" or "(B) two cats", is a truth's."""
+    """1 where the option that an answer names is a truth's.
+
+    It is the letter that an answer begins with, as in "B" or "(B) two cats", or that it says the
+    answer is.
+    """
     letters = {_letter(truth) for truth in truths}
     found = _letter(answer)
     return float(found is not None and found in letters)
@@ -99,4 +105,7 @@ def choice_match(answer: str, truths: Sequence[str]) -> float:
 
 def _letter(text: str) -> str | None:
     match = _LETTER.match(text.strip())
-    return match[1] if match else None
+    if match:
+        return (match[1] or match[2]).upper()
+    said = _SAID.search(text)
+    return said[1] if said else None
