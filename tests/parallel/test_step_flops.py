@@ -61,6 +61,17 @@ def test_what_is_frozen_has_no_gradients_of_weights(frozen):
         assert less.parts["vision tower"].backward == 0
 
 
+def test_an_alignment_alone_leaves_out_the_decoder_where_the_model_does():
+    """A stage that has only some layers cannot."""
+    aligns = {"align_loss_coeff": 1.0, "text_loss_coeff": 0.0}
+    changes = {**aligns, "mm_tunable_parts": ("mm_mlp_adapter",)}
+    alone, stages = tiny_config(**changes), tiny_config(**changes, pipeline_model_parallel_size=2)
+    flops, staged = (step_flops(c, SIZES, trained(c)) for c in (alone, stages))
+    assert flops.parts["decoder"].total == flops.parts["output layer"].total == 0
+    assert all(flops.parts[part].total > 0 for part in ("vision tower", "projector"))
+    assert staged.parts["decoder"].total > 0 and staged.parts["output layer"].total > 0
+
+
 def test_six_flops_a_token_and_parameter():
     config = fill_named_model(RunConfig(), "llava-next-vicuna-7b")
     sizes = PackSizes(packs=1, views=1, rows=10_000, attended=0, loss_rows=10_000)
