@@ -119,8 +119,9 @@ class RunConfig:
         while training."""
         training, parallel = self.training, self.parallel
         alone = training.align_loss_coeff > 0 and training.text_loss_coeff == 0
-        stages = parallel.pipeline_model_parallel_size > 1 or self.precision.fp8_emulation
-        return alone and not stages
+        precision = self.precision
+        has_scales = precision.fp8_emulation and precision.fp8_recipe == "delayed"
+        return alone and parallel.pipeline_model_parallel_size == 1 and not has_scales
 
     def global_batch_size(self, world_size: int) -> int:
         """Packs per optimizer step: as given, else one micro-batch per data-parallel rank."""

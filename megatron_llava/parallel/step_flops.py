@@ -53,11 +53,7 @@ def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFl
         sizes: what the packs of the step hold.
         learning: what is trained.
     """
-    once = PartCost(forward=0, backward=0)
-    output = PartCost(forward=0, backward=0)
-    if not _skips_decoder(config):
-        once = decoder_layer(config, sizes, learns=learning.language)
-        output = output_layer(config, sizes, learns=learning.language)
+    once = decoder_layer(config, sizes, learns=learning.language)
     stages = layers_of_stages(config)
     recomputed = [_recomputed_layers(config, layers) for layers in stages]
     decoder = PartCost(
@@ -66,6 +62,7 @@ def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFl
         recomputed=sum(recomputed) * once.recomputed,
     )
     first = first_stage(config, sizes, learning)
+    output = output_layer(config, sizes, learns=learning.language)
     own = [0] * len(stages)
     own[0] += sum(part.total for part in first.values())
     own[-1] += output.total
@@ -75,15 +72,6 @@ def step_flops(config: RunConfig, sizes: PackSizes, learning: Trained) -> StepFl
     ]
     return StepFlops(
         parts={"decoder": decoder, **first, "output layer": output}, slowest_stage=max(busy)
-    )
-
-
-def _skips_decoder(config: RunConfig) -> bool:
-    """Whether the model leaves out the decoder, on which an alignment alone does not depend."""
-    return (
-        config.training.text_loss_coeff == 0
-        and config.parallel.pipeline_model_parallel_size == 1
-        and not config.precision.fp8_emulation
     )
 
 
