@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,25 +38,13 @@ from megatron.core.transformer.transformer_layer import (
 
 from megatron_llava.config.lora import LoraConfig
 from megatron_llava.config.parallel import ParallelConfig
-from megatron_llava.models.fp8_layers import (
-    Fp8ColumnParallelLinear,
-    Fp8LoraColumnParallelLinear,
-    Fp8LoraRowParallelLinear,
-    Fp8RowParallelLinear,
-    Fp8TransformerLayer,
-)
+from megatron_llava.models.fp8_layers import Fp8TransformerLayer
+from megatron_llava.models.layer_linears import layer_linears
 from megatron_llava.ops.attention import dense_attention, packed_attention
 from megatron_llava.ops.exchange import context_parallel_attention
 from megatron_llava.ops.fp8_delayed import ForwardPass
 from megatron_llava.ops.key_value_cache import KeyValueCache
-from megatron_llava.peft.four_bit_linears import (
-    FourBitColumnParallelLinear,
-    FourBitLoraColumnParallelLinear,
-    FourBitLoraRowParallelLinear,
-    FourBitRowParallelLinear,
-)
 from megatron_llava.peft.layers import add_adapters
-from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParallelLinear
 
 # As in core's own local spec: a checkpoint has Transformer Engine's names, in which the norms
 # belong to the linears after them, and loads into either implementation.
@@ -196,7 +184,7 @@ def local_layer_spec(
         lora: adapters beside the linears, where there are any.
         fp8: whether its linears multiply in emulated FP8.
     """
-    linears = _linears(fp8=fp8, four_bit=lora is not None and lora.load_in_4bit)
+    linears = layer_linears(fp8=fp8, four_bit=lora is not None and lora.load_in_4bit)
     attention = SelfAttentionSubmodules(
         linear_qkv=linears.column,
         core_attention=_core_attention(backend),
@@ -227,34 +215,6 @@ def local_layer_spec(
 def mlp_submodules() -> MLPSubmodules:
     """A column-parallel linear, an activation and a row-parallel linear."""
     return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-
-
-class _Linears(NamedTuple):
-    """The classes of a layer's linears, without and with adapters."""
-
-    column: type = ColumnParallelLinear
-    row: type = RowParallelLinear
-    lora_column: type = LoraColumnParallelLinear
-    lora_row: type = LoraRowParallelLinear
-
-
-def _linears(*, fp8: bool, four_bit: bool) -> _Linears:
-    assert not (fp8 and four_bit), "a rule"
-    if fp8:
-        return _Linears(
-            Fp8ColumnParallelLinear,
-            Fp8RowParallelLinear,
-            Fp8LoraColumnParallelLinear,
-            Fp8LoraRowParallelLinear,
-        )
-    if four_bit:
-        return _Linears(
-            FourBitColumnParallelLinear,
-            FourBitRowParallelLinear,
-            FourBitLoraColumnParallelLinear,
-            FourBitLoraRowParallelLinear,
-        )
-    return _Linears()
 
 
 def language_block_spec(
