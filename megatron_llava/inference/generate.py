@@ -21,7 +21,7 @@ from megatron_llava.data.collate import collate
 from megatron_llava.data.row_plan import visuals_of_samples
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.sample import Sample
-from megatron_llava.inference.sampling import Sampling, TokenChooser
+from megatron_llava.inference.sampling import Sampling, TokenChooser, choose_tokens
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.ops.key_value_cache import KeyValueCache
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
@@ -157,14 +157,14 @@ def _generate_pack(
             model.logits(hidden, rows)
         )[:, : model.vocab_size].float()
         first_logits = logits if first_logits is None else first_logits
-        for number, answer in enumerate(answers):
+        chosen = choose_tokens(choosers, logits)
+        for number, token in enumerate(chosen):
+            ended[number] = ended[number] or token in stops
             if not ended[number]:
-                tokens[number] = choosers[number].choose(logits[number])
-                ended[number] = int(tokens[number]) in stops
-            if not ended[number]:
-                answer.append(int(tokens[number]))
+                answers[number].append(token)
         if all(ended) or step + 1 == max_new_tokens:
             break
+        tokens[: len(chosen)] = torch.tensor(chosen)
         hidden = model.decode_next(tokens.to(device), cache)
         rows = torch.arange(len(prompts), device=device)
     assert first_logits is not None

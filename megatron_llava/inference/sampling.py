@@ -82,9 +82,14 @@ class TokenChooser:
             )
         self._steps = LogitsProcessorList(steps)
 
+    @property
+    def takes_the_likeliest(self) -> bool:
+        """Whether nothing but the logits decides."""
+        return not (self._draws or self._steps)
+
     def choose(self, logits_W: torch.Tensor) -> int:
-        """The next token, by float32 logits over the vocabulary."""
-        scores_1W = logits_W.cpu()[None]
+        """The next token, by float32 logits over the vocabulary, on the CPU."""
+        scores_1W = logits_W[None]
         if self._steps:
             scores_1W = self._steps(torch.tensor([self._seen]), scores_1W)
         if self._draws:
@@ -94,3 +99,14 @@ class TokenChooser:
             token = int(scores_1W[0].argmax())
         self._seen.append(token)
         return token
+
+
+def choose_tokens(choosers: Sequence[TokenChooser], logits_PW: torch.Tensor) -> list[int]:
+    """The next token of each of P answers.
+
+    Logits leave the device where a chooser has to see them, and once then.
+    """
+    if all(chooser.takes_the_likeliest for chooser in choosers):
+        return logits_PW.argmax(-1).tolist()
+    rows = logits_PW.cpu()
+    return [chooser.choose(row_W) for chooser, row_W in zip(choosers, rows, strict=True)]
