@@ -1,5 +1,6 @@
 """Make the helpers of this folder importable, and Megatron-core run here where there is no GPU."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 # A busy machine is slow, not wrong.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# What a shell starts in the background ignores interrupts, and so do the programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     # Before any test imports megatron.core, which the tests of data/ do.
