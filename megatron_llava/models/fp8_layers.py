@@ -11,18 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_llava.ops.fp8 import CurrentScaling, Fp8Recipe, Fp8Scaling, fp8_linear
 from megatron_llava.ops.fp8_delayed import DelayedScales
 from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParallelLinear
+from megatron_llava.peft.own_product import OwnProduct
 
 
-class _Fp8Linear(torch.nn.Module):
+class _Fp8Linear(OwnProduct):
     """What core's two parallel linears share here: the product, and the state of its scales."""
 
     scaling: Fp8Scaling | None = None
@@ -31,28 +28,11 @@ class _Fp8Linear(torch.nn.Module):
     number = 0
     """Which layer of ``scales`` this is."""
 
-    def _forward_impl(
-        self,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        allreduce_dgrad: bool,
-        sequence_parallel: bool,
-        tp_group: dist.ProcessGroup | None,
-        **_: Any,
-    ) -> torch.Tensor:
-        """Core's protocol: input [S, B, K] to [S, B, N], with the collectives of its backward."""
-        if sequence_parallel:
-            input = gather_from_sequence_parallel_region(
-                input, tensor_parallel_output_grad=True, group=tp_group
-            )
-        elif allreduce_dgrad:
-            input = copy_to_tensor_model_parallel_region(input, group=tp_group)
+    def product(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See OwnProduct."""
         assert self.scaling is not None
         output = fp8_linear(input.flatten(0, -2), weight, self.scaling)
-        output = output.view(*input.shape[:-1], -1)
-        return output if bias is None else output + bias
+        return output.view(*input.shape[:-1], -1)
 
     def get_extra_state(self) -> dict[str, torch.Tensor] | None:
         """Scales and history, where they outlive a pass."""

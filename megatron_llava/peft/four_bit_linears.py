@@ -7,22 +7,17 @@ share. Neither a checkpoint nor an optimizer sees the packed weight.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core.tensor_parallel import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 from megatron_llava.config.lora import LoraConfig
 from megatron_llava.ops.four_bit import FourBitWeight, four_bit_linear
 from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParallelLinear
+from megatron_llava.peft.own_product import OwnProduct
 
 
-class FourBitLinear(torch.nn.Module):
+class FourBitLinear(OwnProduct):
     """What core's two parallel linears share here: the weight and the product."""
 
     four_bit: FourBitWeight | None = None
@@ -40,27 +35,10 @@ class FourBitLinear(torch.nn.Module):
         # Core hands it to the product below, and a checkpoint leaves it out.
         self.register_buffer("weight", self.four_bit.packed, persistent=False)
 
-    def _forward_impl(
-        self,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        allreduce_dgrad: bool,
-        sequence_parallel: bool,
-        tp_group: dist.ProcessGroup | None,
-        **more: Any,
-    ) -> torch.Tensor:
-        """Core's protocol: input [S, B, I] to [S, B, O], with the collectives of its backward."""
+    def product(self, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """See OwnProduct."""
         assert self.four_bit is not None, "it is quantised once its weight is loaded"
-        if sequence_parallel:
-            input = gather_from_sequence_parallel_region(
-                input, tensor_parallel_output_grad=True, group=tp_group
-            )
-        elif allreduce_dgrad:
-            input = copy_to_tensor_model_parallel_region(input, group=tp_group)
-        output = four_bit_linear(input, self.four_bit)
-        return output if bias is None else output + bias
+        return four_bit_linear(input, self.four_bit)
 
 
 class FourBitColumnParallelLinear(FourBitLinear, ColumnParallelLinear):
