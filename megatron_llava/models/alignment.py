@@ -27,14 +27,17 @@ class AlignmentLoss:
     the loss of a token is -log p + coefficient * MSE of its sample; without an image that is 0.
 
     Args:
-        training: --align-loss-coeff, --align-loss-pooling, --text-loss-coeff, --loss-reduction.
+        training: --align-loss-coeff, --align-loss-pooling, --loss-reduction.
         context_group: ranks that share the positions of a pack, None where each has all of it.
+        alone: whether the decoder is left out while training, see ``RunConfig.aligns_only``.
     """
 
-    def __init__(self, training: TrainingConfig, context_group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, training: TrainingConfig, context_group: dist.ProcessGroup | None, *, alone: bool
+    ) -> None:
         self.coefficient = training.align_loss_coeff
         self.by_token = training.align_loss_pooling == "token"
-        self.alone = training.text_loss_coeff == 0
+        self.alone = alone
         self._reduction = training.loss_reduction
         self._group = context_group
         self._sum = torch.zeros((), dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -19,7 +21,7 @@ from megatron_llava.models.core_config import (
 from megatron_llava.models.feature_attention import FeatureAttention
 from megatron_llava.models.fp8_layers import connect_scales
 from megatron_llava.models.llava import LlavaModel
-from megatron_llava.models.projector import build_projector
+from megatron_llava.models.projector import DeepProjector, Projector, build_projector
 from megatron_llava.models.specs import language_block_spec
 from megatron_llava.models.temporal_encoder import TemporalEncoder
 from megatron_llava.models.vision_tower import VisionTower
@@ -66,40 +68,52 @@ def build_llava_model(
         vp_stage=vp_stage,
     )
     draw_adapters(language_model.decoder.layers, config.training.seed)
-    vision_model = vision_projection = cross_image_attention = temporal_encoder = None
-    if pre_process:
-        vision_core = vision_transformer_config(config)
-        vision_model = VisionTower(
-            vision_core,
-            config.vision,
-            whole_on_each_rank=config.parallel.vision_parallel == "data",
-            views_at_once=config.recompute.vision_views_at_once,
-        )
-        vision_projection = build_projector(
-            projector_transformer_config(config),
-            vision_core.hidden_size,
-            parse_projector_type(config.vision.mm_projector_type),
-        )
-        if config.vision.cross_image_attention:
-            cross_image_attention = FeatureAttention(projector_transformer_config(config))
-        if config.vision.temporal_encoder_layers:
-            temporal_encoder = TemporalEncoder(
-                temporal_transformer_config(config),
-                config.vision.temporal_encoder_layers,
-                config.vision.temporal_encoder_max_frames,
-            )
+    vision = _vision_modules(config) if pre_process else _VisionModules()
     return LlavaModel(
         core,
         language_model,
         language.vocab_size,
-        vision_model,
-        vision_projection,
+        vision.tower,
+        vision.projection,
         image_settings(config),
         _view_group(config.parallel),
         _fp8_scales(config.precision, language_model) if config.precision.fp8_emulation else None,
         _alignment(config),
-        cross_image_attention,
-        temporal_encoder,
+        vision.cross_image_attention,
+        vision.temporal_encoder,
+    )
+
+
+class _VisionModules(NamedTuple):
+    """What the first pipeline stage has beside the language model, and no other."""
+
+    tower: VisionTower | None = None
+    projection: Projector | DeepProjector | None = None
+    cross_image_attention: FeatureAttention | None = None
+    temporal_encoder: TemporalEncoder | None = None
+
+
+def _vision_modules(config: RunConfig) -> _VisionModules:
+    vision, tower = config.vision, vision_transformer_config(config)
+    projector = projector_transformer_config(config)
+    return _VisionModules(
+        tower=VisionTower(
+            tower,
+            vision,
+            whole_on_each_rank=config.parallel.vision_parallel == "data",
+            views_at_once=config.recompute.vision_views_at_once,
+        ),
+        projection=build_projector(
+            projector, tower.hidden_size, parse_projector_type(vision.mm_projector_type)
+        ),
+        cross_image_attention=FeatureAttention(projector) if vision.cross_image_attention else None,
+        temporal_encoder=TemporalEncoder(
+            temporal_transformer_config(config),
+            vision.temporal_encoder_layers,
+            vision.temporal_encoder_max_frames,
+        )
+        if vision.temporal_encoder_layers
+        else None,
     )
 
 
@@ -109,7 +123,7 @@ def _alignment(config: RunConfig) -> AlignmentLoss | None:
         return None
     shares = config.parallel.context_parallel_size > 1
     group = parallel_state.get_context_parallel_group() if shares else None
-    return AlignmentLoss(config.training, group)
+    return AlignmentLoss(config.training, group, alone=config.aligns_only)
 
 
 def _fp8_scales(precision: PrecisionConfig, language_model: GPTModel) -> DelayedScales | None:

@@ -183,7 +183,7 @@ class LlavaModel(MegatronModule):
             On the last stage the loss of each loss row, float32 [L] (of a pack without loss rows:
             one zero). Elsewhere the hidden states [R, 1, H].
         """
-        if self._aligns_only():
+        if self.alignment is not None and self.alignment.alone and self.training:
             return self.embed(batch).float().sum()[None] * 0.0
         hidden_RBH = self.decode(batch)
         if not self.post_process:
@@ -195,11 +195,6 @@ class LlavaModel(MegatronModule):
         logits_LW = self.logits(hidden_RBH, rows)
         losses_L = tensor_parallel.vocab_parallel_cross_entropy(logits_LW.float(), labels)
         return losses_L * scale
-
-    def _aligns_only(self) -> bool:
-        """Whether nothing depends on the decoder, which this stage has all of."""
-        alone = self.alignment is not None and self.alignment.alone and self.training
-        return alone and self.pre_process and self.post_process and self.fp8_scales is None
 
     def decode(
         self,

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_llava.parallel.agreement import failure
 
 
 def lr_multiples(optimizer: MegatronOptimizer | None) -> list[float]:
@@ -34,26 +35,24 @@ def check_shares_can_be_saved(optimizer: MegatronOptimizer) -> None:
     Core saves the shares of buckets as they are, unless they are made fully reshardable, and
     asserts then that none is empty.
     """
-    empty = [
-        (bucket.numel_unpadded, buffer.data_parallel_world_size)
-        for part in optimizer_parts(optimizer)
-        for buffer in getattr(part, "buffers", ())
-        for bucket in buffer.buckets
-        if bucket.numel_unpadded <= _before_the_last_share(bucket, buffer)
-    ]
-    found: list[list[tuple[int, int]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, empty)
-    for numel, ranks in (bucket for of_rank in found for bucket in of_rank):
-        raise ValueError(
-            f"--save cannot write, nor --load read, a bucket of {numel} gradients that {ranks} "
-            "data-parallel ranks share, one of them only its padding: save with "
-            "--dist-ckpt-optim-fully-reshardable, or give another --ddp-bucket-size"
-        )
+    reason = failure(lambda: _check_shares(optimizer))
+    if reason is not None:
+        raise ValueError(reason)
 
 
-def _before_the_last_share(bucket: Any, buffer: Any) -> int:
-    ranks = buffer.data_parallel_world_size
-    return bucket.grad_data.numel() // ranks * (ranks - 1)
+def _check_shares(optimizer: MegatronOptimizer) -> None:
+    """Of the ranks that share a bucket the last has the padding."""
+    for part in optimizer_parts(optimizer):
+        for buffer in getattr(part, "buffers", ()):
+            ranks = buffer.data_parallel_world_size
+            for bucket in buffer.buckets:
+                if bucket.numel_unpadded <= bucket.grad_data.numel() // ranks * (ranks - 1):
+                    raise ValueError(
+                        f"--save cannot write, nor --load read, a bucket of "
+                        f"{bucket.numel_unpadded} gradients that {ranks} data-parallel ranks "
+                        "share, one of them only its padding: save with "
+                        "--dist-ckpt-optim-fully-reshardable, or give another --ddp-bucket-size"
+                    )
 
 
 def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
