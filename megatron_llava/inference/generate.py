@@ -80,14 +80,13 @@ def generate(
     for prompt in prompts:
         _check_tokens(prompt, model.vocab_size)
     model.eval()
-    number = 0
+    number, stops = 0, set(stop_token_ids)
     for pack in _packs(prompts, settings, rows_per_pack, max_new_tokens):
         choosers = [
             TokenChooser(sampling or Sampling(), number + place, _text_ids(prompt))
             for place, prompt in enumerate(pack)
         ]
         number += len(pack)
-        stops = set(stop_token_ids)
         yield from _generate_pack(model, pack, settings, max_new_tokens, stops, choosers)
 
 

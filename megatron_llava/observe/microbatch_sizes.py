@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.data.packed_batch import TensorBatch
 
 
@@ -65,6 +66,6 @@ def microbatch_sizes(batch: TensorBatch, rank: int, patches: int) -> MicrobatchS
         features=features,
         features_sent=sent,
         features_received=received,
-        frames=max(sum(frames for _, frames in batch.videos), 1),
+        frames=PackSizes.of(batch).frames,
         samples=batch.num_samples,
     )
