@@ -4,14 +4,15 @@ import math
 import re
 from dataclasses import dataclass
 
-MERGE_TYPES = (
-    "flat",
-    "spatial",
-    "spatial_unpad",
-    "flat_nobase",
-    "spatial_nobase",
-    "spatial_unpad_nobase",
+from megatron_llava.config.image_checks import (
+    check_channels,
+    check_choice,
+    check_merge_type,
+    check_patch_size,
+    check_pool_stride,
+    pooled_side,
 )
+
 UNPAD_ROUNDINGS = ("llava", "hf")
 RESIZE_MODES = ("shortest_edge_crop", "squash")
 GRID_CHOICES = ("resolution", "aspect_ratio")
@@ -126,8 +127,8 @@ class ImageSettings:
                 f"--tile-position-embedding needs tiles, which --image-aspect-ratio "
                 f"{self.image_aspect_ratio} never makes: choose an anyres mode or drop it"
             )
-        _check_channels("image_mean", self.image_mean, minimum=0.0)
-        _check_channels("image_std", self.image_std, minimum=math.ulp(0.0))
+        check_channels("image_mean", self.image_mean, minimum=0.0)
+        check_channels("image_std", self.image_std, minimum=math.ulp(0.0))
 
     @property
     def patches_per_side(self) -> int:
@@ -257,46 +258,3 @@ class ImageSettings:
                 f"{self.image_aspect_ratio}: both resize the features of an image; choose anyres "
                 "or drop the stride"
             )
-
-
-def pooled_side(side: int, stride: int, mode: str) -> int:
-    """Tokens per side of a view of ``side`` features; 'average' leaves out what does not divide."""
-    return side // stride if mode == "average" else -(-side // stride)
-
-
-def check_pool_stride(flag: str, stride: int, mode: str) -> None:
-    """Refuse a stride that is none, or whose average a token cannot hold."""
-    if stride < 1 or (mode == "average" and stride > 2):
-        expected = "1 or 2, as a token has at most 4 features" if stride > 2 else "at least 1"
-        raise ValueError(f"{flag} {stride} with --mm-spatial-pool-mode {mode}: expected {expected}")
-
-
-def check_patch_size(tile_size: int, patch_size: int) -> None:
-    """Refuse a view without a whole patch."""
-    if not 0 < patch_size <= tile_size:
-        raise ValueError(
-            f"tile_size {tile_size} and patch_size {patch_size}: "
-            "expected 0 < patch_size <= tile_size"
-        )
-
-
-def check_merge_type(merge_type: str) -> None:
-    """Refuse what is not in MERGE_TYPES."""
-    if "maxpool" in merge_type:
-        raise ValueError(
-            f"--mm-patch-merge-type {merge_type}: takes the largest of 4 features, which is no "
-            f"weighted sum of them: expected one of {', '.join(MERGE_TYPES)}"
-        )
-    check_choice("--mm-patch-merge-type", merge_type, MERGE_TYPES)
-
-
-def check_choice(flag: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the known ones."""
-    if value not in known:
-        raise ValueError(f"{flag} {value}: expected one of {', '.join(known)}")
-
-
-def _check_channels(field: str, values: tuple[float, ...], minimum: float) -> None:
-    if len(values) != 3 or not all(math.isfinite(v) and minimum <= v <= 1.0 for v in values):
-        bounds = "above 0 and at most 1" if minimum > 0 else "from 0 to 1"
-        raise ValueError(f"{field} {values}: expected three numbers {bounds}")

@@ -11,9 +11,10 @@ from typing import Any, Literal, get_type_hints
 from megatron_llava.config.checkpoint import CheckpointConfig
 from megatron_llava.config.data import DataConfig
 from megatron_llava.config.fields import FieldSpec, field_specs
+from megatron_llava.config.image_flags import ImageConfig
 from megatron_llava.config.log import LoggingConfig
 from megatron_llava.config.lora import LoraConfig
-from megatron_llava.config.model import ImageConfig, LanguageConfig, VisionConfig
+from megatron_llava.config.model import LanguageConfig, VisionConfig
 from megatron_llava.config.parallel import ParallelConfig, PrecisionConfig
 from megatron_llava.config.profiling import ProfilingConfig
 from megatron_llava.config.training import (

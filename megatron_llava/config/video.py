@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_llava.config.image import (
-    ImageSettings,
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.image_checks import (
     check_choice,
     check_merge_type,
     check_patch_size,

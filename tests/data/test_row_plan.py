@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plan_library import compile_plan
 
-from megatron_llava.config.image import GRID_CHOICES, GRID_WASTES, MERGE_TYPES, ImageSettings
+from megatron_llava.config.image import GRID_CHOICES, GRID_WASTES, ImageSettings
+from megatron_llava.config.image_checks import MERGE_TYPES
 from megatron_llava.config.video import NEWLINE_POSITIONS, POOL_MODES, VideoSettings
 from megatron_llava.data import row_plan_library
 from megatron_llava.data.row_plan import (

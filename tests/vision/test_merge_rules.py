@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_llava.config.image import MERGE_TYPES, ImageSettings
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.image_checks import MERGE_TYPES
 from megatron_llava.config.video import NEWLINE_POSITIONS, VideoSettings
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 from megatron_llava.vision.merge_shape import grid_of_image

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_llava.config.image import MERGE_TYPES, ImageSettings
+from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.image_checks import MERGE_TYPES
 from megatron_llava.vision.anyres import parse_grid_pinpoints, select_best_resolution
 from megatron_llava.vision.merge_shape import NEWLINE, unpad_crop
 from megatron_llava.vision.token_layout import (
