@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     device = set_up_device(select_device(arguments.device))
     from megatron_llava.config.parallel import ParallelConfig
     from megatron_llava.inference.detail import groups_by_detail
-    from megatron_llava.inference.generate import Generated, generate
+    from megatron_llava.inference.generate import generate
     from megatron_llava.inference.load import load_model
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.inference.sampling import Sampling
@@ -131,11 +132,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from megatron_llava.text.tokenizer import load_tokenizer
 
     sampling = Sampling(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        repetition_penalty=arguments.repetition_penalty,
-        seed=arguments.seed,
+        **{field.name: getattr(arguments, field.name) for field in fields(Sampling)}
     )
     name = arguments.is_detailed
     is_detailed = None if name is None else load_function("--is-detailed", name)
@@ -163,7 +160,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     groups = [(settings, list(range(len(questions))))]
     if arguments.grids_by_kind:
         groups = groups_by_detail(questions, settings, is_detailed)
-    generated: dict[int, Generated] = {}
+    answers = [""] * len(questions)
     for group_settings, numbers in groups:
         results = generate(
             model,
@@ -174,11 +171,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
             rows_per_pack=arguments.rows_per_pack,
             sampling=sampling,
         )
-        generated |= zip(numbers, results, strict=True)
-    rows = []
-    for number, question in enumerate(questions):
-        text = tokenizer.decode(generated[number].token_ids)
-        rows.append(row_of(question, until_stop(text, template.stop_strings)))
+        for number, result in zip(numbers, results, strict=True):
+            text = tokenizer.decode(result.token_ids)
+            answers[number] = until_stop(text, template.stop_strings)
+    rows = [row_of(*both) for both in zip(questions, answers, strict=True)]
     if arguments.output is not None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         Path(arguments.output).write_text(text, encoding="utf-8")
