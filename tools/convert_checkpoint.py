@@ -17,6 +17,7 @@ from PIL import Image
 
 from megatron_llava.convert.checkpoint import export_hf, import_hf
 from megatron_llava.convert.combined_reader import HFSource
+from megatron_llava.convert.hf_reader import HFReader
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES
 from megatron_llava.convert.llava_checkpoint import (
     export_llava,
@@ -25,6 +26,8 @@ from megatron_llava.convert.llava_checkpoint import (
     open_llava,
 )
 from megatron_llava.convert.progress import Progress
+from megatron_llava.convert.resized_tower import ResizedTower
+from megatron_llava.convert.root_files import read_root_mapping
 from megatron_llava.convert.verify import verify
 from megatron_llava.convert.verify_logits import memory_shortage, verify_logits
 from megatron_llava.vision.tiles import open_image
@@ -44,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--ckpt-step", type=int, metavar="N", help="iteration to export (default: the latest)")
     add("--dtype", choices=sorted(DTYPES), help="dtype to write (default: the one that is read)")
     add("--vision-tower", metavar="FOLDER", help="CLIP or SigLIP folder for --from llava")
+    add("--vision-image-size", type=int, metavar="N", help="side of a view, by interpolation")
     add("--mm-projector", metavar="FILE", help="mm_projector.bin to take for --from llava")
     add("--without-vision-tower", action="store_true", help="leave the tower out of --to llava")
     add("--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="of a file")
@@ -63,6 +67,12 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     rules = (
         ("--ckpt-step", given.ckpt_step is not None, given.source == "megatron", "--from megatron"),
         ("--base", given.base, given.source == "megatron", "--from megatron"),
+        (
+            "--vision-image-size",
+            given.vision_image_size is not None,
+            given.source == "hf",
+            "--from hf",
+        ),
         ("--vision-tower", given.vision_tower, given.source == "llava", "--from llava"),
         ("--mm-projector", given.mm_projector, given.source == "llava", "--from llava"),
         (
@@ -85,7 +95,7 @@ def convert(given: argparse.Namespace) -> None:
     progress, dtype, step = Progress("converted"), DTYPES.get(given.dtype), given.ckpt_step
     shard = given.max_shard_bytes
     if given.source == "hf":
-        import_hf(given.load, given.save, progress, dtype)
+        import_hf(given.load, given.save, progress, dtype, image_size=given.vision_image_size)
     elif given.source == "llava":
         import_llava(
             given.load,
@@ -124,6 +134,9 @@ def check(given: argparse.Namespace, photographs: list[Image.Image]) -> None:
     opened: HFSource | str = folder
     if given.source == "llava":
         opened, _ = open_llava(Path(folder), given.vision_tower, given.mm_projector)
+    if given.vision_image_size is not None:
+        patches = given.vision_image_size // read_root_mapping(Path(root))["vision_patch_size"]
+        opened = ResizedTower(HFReader(folder), patches)
     if given.without_vision_tower:
         print("nothing is compared: the vision tower was left out")
         return
@@ -132,6 +145,8 @@ def check(given: argparse.Namespace, photographs: list[Image.Image]) -> None:
     shortage = memory_shortage(root)
     if "llava" in (given.source, given.target):
         print("logits are not compared: transformers does not read the original code's folders")
+    elif given.vision_image_size is not None:
+        print("logits are not compared: transformers reads the folder for views of another size")
     elif dtype is not None:
         print(f"logits are not compared: the weights were converted to {given.dtype}")
     elif shortage is not None:

@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     kinds = ("llava_next", "llava_onevision", "llava")
     add("--model-type", choices=kinds, default="llava_next", help="class of transformers")
     add("--grids", type=parse_grids, default=(), metavar="1x2,2x1", help="grids of tiles")
+    add("--vision-image-size", type=int, metavar="N", help="side of a view, by interpolation")
     add("--max-views", type=int, default=9, metavar="N", help="of anyres_max_N (llava_onevision)")
     add("--conversation-template", metavar="NAME", help="whose chat template to write")
     add("--seed", type=int, default=0, help="of the projector and the newline")
@@ -66,6 +67,7 @@ def merge(arguments: argparse.Namespace) -> None:
         max_views=arguments.max_views,
         seed=arguments.seed,
         conversation_template=arguments.conversation_template,
+        vision_image_size=arguments.vision_image_size,
     )
     progress, dtype = Progress("wrote"), DTYPES.get(arguments.dtype)
     if arguments.to == "hf":

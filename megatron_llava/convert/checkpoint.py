@@ -31,6 +31,11 @@ from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
 from megatron_llava.convert.megatron_writer import PART_BYTES, write_megatron
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
 from megatron_llava.convert.progress import Progress
+from megatron_llava.convert.resized_tower import (
+    ResizedTower,
+    state_image_size,
+    with_image_size,
+)
 from megatron_llava.convert.root_files import (
     HF_FOLDER,
     read_passthrough,
@@ -49,6 +54,7 @@ def import_hf(
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
     part_bytes: int = PART_BYTES,
+    image_size: int | None = None,
 ) -> None:
     """Convert a Hugging Face LLaVA folder to the root of a Megatron checkpoint (`release`).
 
@@ -56,6 +62,7 @@ def import_hf(
     next one. dtype: of the parameters; the folder's where not given. ValueError, for the user,
     where the folder is damaged, unsupported or contradicts itself, where `root` exists, and where
     the disk is too small. part_bytes: of a step that an interrupted call need not repeat.
+    image_size: side of a view in pixels that the tower is to see; its own where not given.
     """
     hf_folder, root = Path(hf_folder), Path(root)
     refuse_existing(root)
@@ -65,8 +72,25 @@ def import_hf(
                 f"{hf_folder}: has the tensor names of the original LLaVA code: give --from llava"
             )
         mapping = read_mapping(hf_folder, reader)
-        copy_files = partial(copy_side_files, hf_folder)
-        import_source(reader, mapping, root, copy_files, progress, dtype, part_bytes)
+        source, mapping, copy_files = _of_size(reader, mapping, hf_folder, image_size)
+        import_source(source, mapping, root, copy_files, progress, dtype, part_bytes)
+
+
+def _of_size(
+    reader: HFReader, mapping: dict[str, Any], folder: Path, image_size: int | None
+) -> tuple[HFSource, dict[str, Any], Callable[[Path], object]]:
+    """Tensors, mapping and what copies the other files, for views of a size."""
+    copy_files = partial(copy_side_files, folder)
+    if image_size is None:
+        return reader, mapping, copy_files
+    resized = with_image_size(mapping, image_size)
+    source = ResizedTower(reader, image_size // mapping["vision_patch_size"])
+
+    def copy_and_state(target: Path) -> None:
+        copy_files(target)
+        state_image_size(target, mapping, resized)
+
+    return source, resized, copy_and_state
 
 
 def import_source(

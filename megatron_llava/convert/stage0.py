@@ -7,7 +7,6 @@ original code draws it. Everything else keeps its bits.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.convert.checkpoint import import_source
 from megatron_llava.convert.combined_reader import CombinedReader, HFSource
 from megatron_llava.convert.convert import check_hf, common_dtype
-from megatron_llava.convert.families import EMBEDDING, VISION, projector_rules
+from megatron_llava.convert.drawn_projector import DrawnTensors
+from megatron_llava.convert.families import EMBEDDING, VISION
 from megatron_llava.convert.grown_vocabulary import GrownReader
 from megatron_llava.convert.hf_config import (
     PROJECTOR_OF_ACTIVATION,
@@ -45,7 +44,7 @@ from megatron_llava.convert.image_token import VIDEO_PLACEHOLDER, add_tokens, ro
 from megatron_llava.convert.llava_config import MODEL_TYPE, llava_config
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
 from megatron_llava.convert.progress import Progress
-from megatron_llava.convert.rules import Shape
+from megatron_llava.convert.resized_tower import ResizedTower, with_image_size
 from megatron_llava.convert.tensor_source import CastTensors, stored_bytes
 from megatron_llava.convert.tower_folder import TowerFolder
 from megatron_llava.convert.weights_folder import WeightsFolder
@@ -67,6 +66,7 @@ class Stage0:
         max_views: N of anyres_max_N, for llava_onevision.
         seed: of the projector and the newline.
         conversation_template: whose chat template to write; the language model's own where None.
+        vision_image_size: side of a view in pixels that the tower is to see; its own where None.
     """
 
     language_model: Path
@@ -77,6 +77,7 @@ class Stage0:
     max_views: int = 9
     seed: int = 0
     conversation_template: str | None = None
+    vision_image_size: int | None = None
 
 
 USUAL_GRIDS = {
@@ -99,55 +100,6 @@ class TextFolder(WeightsFolder):
         return {name: "language_model." + name for name in names}
 
 
-class DrawnTensors:
-    """The projector and the newline, drawn from a seed: the same on every machine."""
-
-    def __init__(self, mapping: dict[str, Any], dtype: torch.dtype, seed: int) -> None:
-        self.folder = Path("the drawn projector")
-        self._dtype, self._seed = dtype, seed
-        self._shapes: dict[str, Shape] = {
-            name: shape
-            for rule in projector_rules(mapping)
-            for name, shape in zip(rule.hf, rule.hf_shapes, strict=True)
-        }
-        if mapping["image_newline"]:
-            self._shapes["image_newline"] = (mapping["hidden_size"],)
-
-    def names(self) -> list[str]:
-        return sorted(self._shapes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def source(self, name: str) -> str:
-        return f"{self.folder}: {name}"
-
-    def shape(self, name: str) -> Shape:
-        return self._shapes[name]
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._dtype
-
-    def tensor(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        generator = torch.Generator().manual_seed(self._seed * 1000 + self.names().index(name))
-        if name.endswith("pre_norm.weight"):
-            drawn = torch.ones(shape)
-        elif name.endswith("pre_norm.bias"):
-            drawn = torch.zeros(shape)
-        elif name == "image_newline":
-            drawn = torch.randn(shape, generator=generator) / math.sqrt(shape[0])
-        else:
-            # torch.nn.Linear: uniform within 1 / sqrt(fan_in), for the bias as well.
-            weight = name if name.endswith("weight") else name.removesuffix("bias") + "weight"
-            bound = 1 / math.sqrt(self._shapes[weight][1])
-            drawn = (torch.rand(shape, generator=generator) * 2 - 1) * bound
-        return drawn.to(self._dtype)
-
-    def fingerprint(self) -> list[list[str | int]]:
-        return [["seed", self._seed]]
-
-
 def stage0_mapping(settings: Stage0, text: TextFolder, tower: TowerFolder) -> dict[str, Any]:
     """The mapping of the model to be made, its vocabulary still the language model's.
 
@@ -167,15 +119,25 @@ def stage0_mapping(settings: Stage0, text: TextFolder, tower: TowerFolder) -> di
         "vision_feature_select_strategy": "default" if clip else "full",
     }
     mapping |= vision_fields(section, top)
+    if settings.vision_image_size is not None:
+        mapping = with_image_size(mapping, settings.vision_image_size)
     head = any(name.startswith(VISION + "head.") for name in tower.names())
     mapping |= {"vision_use_head": head, "mm_projector_type": settings.projector}
     parse_projector_type(settings.projector)
     mapping |= _image_fields(settings, mapping, tower.image_processor())
     try:
-        check_tensors(mapping, CombinedReader(text.folder, [text, tower]), prefix="")
+        seen = _tower_tensors(settings, tower, mapping)
+        check_tensors(mapping, CombinedReader(text.folder, [text, seen]), prefix="")
     except ValueError as error:
         raise ValueError(f"{text.folder}, {tower.folder}: {error}") from None
     return mapping
+
+
+def _tower_tensors(settings: Stage0, tower: TowerFolder, mapping: dict[str, Any]) -> HFSource:
+    """The tower's tensors, for views of the size that is asked for."""
+    if settings.vision_image_size is None:
+        return tower
+    return ResizedTower(tower, settings.vision_image_size // mapping["vision_patch_size"])
 
 
 def _image_fields(
@@ -265,7 +227,8 @@ def _prepared(
     text, tower = TextFolder(settings.language_model), TowerFolder(settings.vision_tower)
     mapping = stage0_mapping(settings, text, tower)
     drawn = DrawnTensors(mapping, dtype or text.dtype(EMBEDDING), settings.seed)
-    reader = CombinedReader(text.folder, [text, tower, drawn])
+    seen = _tower_tensors(settings, tower, mapping)
+    reader = CombinedReader(text.folder, [text, seen, drawn])
     found = common_dtype(reader, mapping, any_of_them=dtype is not None)
     check_hf(reader, mapping)
     with TemporaryDirectory(prefix="stage0-") as name:
