@@ -96,7 +96,7 @@ def train(folder: Path, steps: int, *flags: str) -> Curves:
 
 def answered(folder: Path, saved: Path) -> dict[str, bool]:
     """Whether the answer to each held-out question is right."""
-    from megatron_llava.inference.scorers import exact_match
+    from megatron_llava.inference.answer_match import exact_match
 
     answers, data = saved / "answers.jsonl", folder / "data"
     command = ["tools/evaluate.py", "--load", saved, "--input", data / "valid.json"]
