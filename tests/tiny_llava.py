@@ -36,6 +36,19 @@ TOWERS: dict[str, tuple] = {
     "clip-336": ("clip", 4, 8, 4.0, 56),
     "siglip": ("siglip", 4, 9, 3.7777777777777777, 44),  # 44 // 14 = 3, as 384 // 14 leaves a rest
 }
+# Those that transformers computes; their other settings.
+HF_TOWERS: dict[str, tuple] = {
+    "dinov2": ("dinov2", 4, 8, 4.0, 56),
+    "dinov2-rest": ("dinov2", 4, 8, 3.0, 44),
+    "aimv2": ("aimv2", 4, 8, 2.75, 56),
+    "aimv2-native": ("aimv2", 4, 8, 2.75, 44),
+}
+_HF_SETTINGS = {
+    "dinov2": {"layerscale_value": 0.7},
+    "dinov2-rest": {"qkv_bias": False},
+    "aimv2": {"qkv_bias": True, "mlp_bias": True},
+    "aimv2-native": {"is_native": True, "use_head": False},
+}
 HEAD_WIDTH = 8
 TEXT_LAYERS, VISION_LAYERS = 2, 3
 
@@ -68,9 +81,9 @@ def text_config(family: str, layers: int = TEXT_LAYERS, vocab_size: int = VOCAB_
 
 def vision_config(tower: str, layers: int = VISION_LAYERS):
     """A transformers config of a vision tower."""
-    from transformers import CLIPVisionConfig, SiglipVisionConfig
+    from transformers import Aimv2VisionConfig, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
 
-    kind, heads, width, ratio, tile = TOWERS[tower]
+    kind, heads, width, ratio, tile = (TOWERS | HF_TOWERS)[tower]
     common = {
         "hidden_size": heads * width,
         "intermediate_size": round(heads * width * ratio),
@@ -79,6 +92,11 @@ def vision_config(tower: str, layers: int = VISION_LAYERS):
         "patch_size": PATCH,
         "image_size": tile,
     }
+    if kind == "dinov2":
+        del common["intermediate_size"]
+        return Dinov2Config(mlp_ratio=round(ratio), **common, **_HF_SETTINGS[tower])
+    if kind == "aimv2":
+        return Aimv2VisionConfig(**common, **_HF_SETTINGS[tower])
     if kind == "clip":
         return CLIPVisionConfig(projection_dim=32, **common)
     return SiglipVisionConfig(vision_use_head=False, **common)
@@ -95,9 +113,9 @@ def image_processor(model_type: str, tower: str, pinpoints: list[list[int]]):
     )
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    kind, _, _, _, tile = TOWERS[tower]
-    mean, std = MEAN_STD[kind]
-    clip = kind == "clip"
+    kind, _, _, _, tile = (TOWERS | HF_TOWERS)[tower]
+    mean, std = MEAN_STD.get(kind, MEAN_STD["clip"])
+    clip = kind != "siglip"
     common = {"image_mean": mean, "image_std": std, "resample": 3}
     square = {"height": tile, "width": tile}
     if model_type == "llava":
@@ -131,8 +149,8 @@ def tiny_llava(
     import transformers
 
     path = Path(path)
-    kind, _, _, _, tile = TOWERS[tower]
-    clip = kind == "clip"
+    kind, _, _, _, tile = (TOWERS | HF_TOWERS)[tower]
+    has_class_token = kind in ("clip", "dinov2")
     grids = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
     pinpoints = [[rows * tile, columns * tile] for rows, columns in grids]
     config_class, model_class = {
@@ -154,8 +172,8 @@ def tiny_llava(
         vision_config=vision_config(tower),
         image_token_index=IMAGE_TOKEN_ID,
         image_seq_length=(tile // PATCH) ** 2,
-        vision_feature_layer=-2 if clip else -1,
-        vision_feature_select_strategy="default" if clip else "full",
+        vision_feature_layer=-1 if kind == "siglip" else -2,
+        vision_feature_select_strategy="default" if has_class_token else "full",
         projector_hidden_act=projector_hidden_act,
         tie_word_embeddings=TEXT_FAMILIES[text][-1],
         **own,

@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--language-model", required=True, metavar="FOLDER", help="Llama, Mistral or Qwen2")
-    add("--vision-tower", required=True, metavar="FOLDER", help="CLIP or SigLIP")
+    add("--vision-tower", required=True, metavar="FOLDER", help="CLIP, SigLIP, DINOv2 or AIMv2")
     add("--projector", default="mlp2x_gelu", metavar="TYPE", help="linear, mlpNx_gelu, ...")
     kinds = ("llava_next", "llava_onevision", "llava")
     add("--model-type", choices=kinds, default="llava_next", help="class of transformers")

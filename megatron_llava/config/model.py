@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_llava.config.fields import flag
+from megatron_llava.config.towers import TOWERS
 
 TEMPORAL_MLP_WIDTHS = 4
 """Width of the temporal encoder's MLP over the language model's, as in Vaswani et al., section
@@ -97,8 +98,13 @@ class LanguageConfig:
 class VisionConfig:
     """The vision tower's architecture and the projector."""
 
-    vision_model_type: Literal["clip", "siglip"] | None = flag(
+    vision_model_type: Literal["clip", "siglip", "dinov2", "aimv2"] | None = flag(
         None, "Family of the vision tower", from_checkpoint="fixed"
+    )
+    vision_hf_config: str | None = flag(
+        None,
+        "Settings in transformers, as JSON, of a tower that transformers computes",
+        from_checkpoint="fixed",
     )
     vision_num_layers: int | None = flag(
         None,
@@ -124,7 +130,7 @@ class VisionConfig:
     vision_norm_epsilon: float | None = flag(
         None, "Epsilon of the vision tower's layer norms", above=0, from_checkpoint="fixed"
     )
-    vision_hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] | None = flag(
+    vision_hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh", "silu"] | None = flag(
         None, "Activation of the vision tower's MLP", from_checkpoint="fixed"
     )
     mm_vision_select_layer: int | None = flag(
@@ -161,6 +167,12 @@ class VisionConfig:
         minimum=1,
         from_checkpoint="overridable",
     )
+
+    @property
+    def front_rows(self) -> int:
+        """Rows that an encoder has in front of the patches of a view, such as a class token."""
+        assert self.vision_model_type is not None
+        return TOWERS[self.vision_model_type].front_rows
 
     @property
     def built_layers(self) -> int | None:

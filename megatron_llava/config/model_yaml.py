@@ -20,6 +20,7 @@ MAY_STAY_UNSET = (
     "image_mean",
     "image_std",
     "image_resize_mode",
+    "vision_hf_config",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_llava.config.model import VisionConfig
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig, all_fields
+from megatron_llava.config.towers import HF_TOWERS
 
 
 def check_language(config: RunConfig) -> None:
@@ -77,6 +78,7 @@ def check_vision(config: RunConfig) -> None:
                 f"{number_flag} {number} cannot be divided by {tensor_flag} {tensor}: give a "
                 f"{tensor_flag} that divides {number}, or --vision-parallel data"
             )
+    _check_hf_tower(config)
     parse_projector_type(vision.mm_projector_type)
     if vision.cross_image_attention:
         _check_feature_attention(config, "--cross-image-attention", "images of a sample")
@@ -102,6 +104,34 @@ def check_vision(config: RunConfig) -> None:
         raise ValueError(
             f"--mm-vision-select-layer {selected} lies before the first of --vision-num-layers "
             f"{layers}: give -1 to {-layers}"
+        )
+
+
+def _check_hf_tower(config: RunConfig) -> None:
+    """A tower of transformers comes with its settings, and is whole on each rank."""
+    vision, parallel, recompute = config.vision, config.parallel, config.recompute
+    kind = f"--vision-model-type {vision.vision_model_type}"
+    if vision.vision_model_type not in HF_TOWERS:
+        if vision.vision_hf_config is not None:
+            raise ValueError(
+                f"--vision-hf-config is of a tower that transformers computes ({kind} is not "
+                f"among {', '.join(HF_TOWERS)}): drop it"
+            )
+        return
+    if vision.vision_hf_config is None:
+        raise ValueError(
+            f"{kind} needs --vision-hf-config: start from a checkpoint, which brings it"
+        )
+    tensor = parallel.tensor_model_parallel_size
+    if tensor > 1 and parallel.vision_parallel == "tensor":
+        raise ValueError(
+            f"{kind} is computed by transformers, which --tensor-model-parallel-size {tensor} "
+            "cannot split: add --vision-parallel data"
+        )
+    if recompute.recompute_vision and recompute.granularity == "selective":
+        raise ValueError(
+            f"--recompute-vision: {kind} is computed by transformers, whose attention is not "
+            "recomputed alone: give --recompute-granularity full, or drop it"
         )
 
 

@@ -27,6 +27,7 @@ from megatron_llava.convert.families import EMBEDDING
 from megatron_llava.convert.grown_vocabulary import GrownTensors
 from megatron_llava.convert.hf_folder import copy_side_files, read_mapping
 from megatron_llava.convert.hf_reader import ORIGINAL, HFReader
+from megatron_llava.convert.hf_tower_rules import written_names
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
 from megatron_llava.convert.megatron_writer import PART_BYTES, write_megatron
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
@@ -154,7 +155,7 @@ def export_hf(
             source = GrownTensors(source, rows)
         else:
             write_hf_side_files(root / HF_FOLDER, pending, mapping, written)
-        write_hf(pending, source, journal, max_shard_bytes, progress)
+        write_hf(pending, written_names(source, mapping), journal, max_shard_bytes, progress)
 
 
 def hf_tensors(

@@ -73,6 +73,7 @@ STATED_IN_HF = (
     "vision_patch_size",
     "vision_norm_epsilon",
     "vision_hidden_act",
+    "vision_hf_config",
     "mm_vision_select_layer",
     "mm_projector_type",
     "image_mean",
@@ -101,9 +102,9 @@ def write_hf_side_files(
     stated = mapping_from_hf(config, read_image_processor(source))
     for field in STATED_IN_HF:
         found = mapping.get(field)
-        if (list(found) if isinstance(found, tuple) else found) != stated[field]:
+        if (list(found) if isinstance(found, tuple) else found) != stated.get(field):
             raise ValueError(
-                f"{source}: the Hugging Face files say {field} {stated[field]}, but model.yaml "
+                f"{source}: the Hugging Face files say {field} {stated.get(field)}, but model.yaml "
                 f"says {found}"
             )
     check_fixed(mapping, config["model_type"])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_llava.config.projector import parse_projector_type
+from megatron_llava.config.towers import HF_TOWERS
+from megatron_llava.convert.hf_tower_rules import VISION, hf_tower_passthrough, hf_tower_rules
 from megatron_llava.convert.rules import (
     COLUMN,
     GATE_UP,
@@ -31,7 +33,6 @@ from megatron_llava.convert.rules import (
 EMBEDDING = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"
 TEXT_LAYER = "language_model.model.layers.{layer}."
-VISION = "vision_tower.vision_model."
 PROJECTOR = "multi_modal_projector."
 VISION_LAYER = VISION + "encoder.layers.{layer}."
 _BUFFER = "a buffer that is computed again"
@@ -181,6 +182,8 @@ def _built_layers(mapping: dict[str, Any]) -> int:
 
 def vision_rules(mapping: dict[str, Any]) -> list[Rule]:
     """The tower as far as it is built: CLIP has a class token and a norm in front of it."""
+    if mapping["vision_model_type"] in HF_TOWERS:
+        return hf_tower_rules(mapping)
     hidden, patch = mapping["vision_hidden_size"], mapping["vision_patch_size"]
     clip = mapping["vision_model_type"] == "clip"
     positions = (mapping["vision_image_size"] // patch) ** 2 + clip
@@ -209,6 +212,8 @@ def vision_rules(mapping: dict[str, Any]) -> list[Rule]:
 
 def vision_passthrough(mapping: dict[str, Any]) -> list[PassThrough]:
     """What the selected feature layer leaves unused: later layers, the norm and head after them."""
+    if mapping["vision_model_type"] in HF_TOWERS:
+        return hf_tower_passthrough(mapping)
     hidden = (mapping["vision_hidden_size"],)
     built, stored = _built_layers(mapping), mapping["vision_num_layers"]
     reason = f"after the selected feature layer {mapping['mm_vision_select_layer']}"

@@ -12,14 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_llava.config.towers import HF_TOWERS, TOWERS, kind_of
 from megatron_llava.convert.hf_defaults import (
     ROPE_THETA_DEFAULT,
     TEXT_DEFAULTS,
     TOP_DEFAULTS,
     VISION_DEFAULTS,
-    VISION_TYPES,
 )
 from megatron_llava.convert.hf_images import image_fields
+from megatron_llava.convert.hf_tower_rules import hf_tower_fields
 
 # The projector of every Hugging Face class is two linears with an activation between.
 PROJECTOR_OF_ACTIVATION = {"gelu": "mlp2x_gelu", "relu": "mlp2x_relu"}
@@ -219,7 +220,21 @@ def vision_fields(
         layer_key: what config.json calls the former.
     """
     prefix = "vision_config."
-    model_type = _choice(section, "model_type", VISION_DEFAULTS, prefix)
+    known = [kind.hf_model_type for kind in TOWERS.values()]
+    model_type = _choice(section, "model_type", known, prefix)
+    kind = kind_of(model_type)
+    assert kind is not None
+    # "default" drops the first position: the class token, which not every kind has.
+    strategy = "default" if TOWERS[kind].front_rows else "full"
+    if top["vision_feature_select_strategy"] != strategy:
+        raise ValueError(
+            f"config.json: vision_feature_select_strategy is "
+            f"{top['vision_feature_select_strategy']!r}; {model_type} supports {strategy!r}"
+        )
+    if kind in HF_TOWERS:
+        fields = hf_tower_fields(kind, section)
+        selected = _select_layer(top, fields["vision_num_layers"], layer_key)
+        return fields | {"mm_vision_select_layer": selected}
     vision = {**VISION_DEFAULTS[model_type], **section}
     _check_kinds(vision, VISION_DEFAULTS[model_type], prefix)
     _require(vision, "num_channels", 3, prefix)
@@ -229,15 +244,8 @@ def vision_fields(
             f"config.json: vision_config.hidden_size is {vision['hidden_size']}, "
             f"no multiple of num_attention_heads {vision['num_attention_heads']}"
         )
-    # "default" drops the first position: the class token, which only CLIP has.
-    strategy = "default" if VISION_TYPES[model_type] == "clip" else "full"
-    if top["vision_feature_select_strategy"] != strategy:
-        raise ValueError(
-            f"config.json: vision_feature_select_strategy is "
-            f"{top['vision_feature_select_strategy']!r}; {model_type} supports {strategy!r}"
-        )
     return {
-        "vision_model_type": VISION_TYPES[model_type],
+        "vision_model_type": kind,
         "vision_num_layers": vision["num_hidden_layers"],
         "vision_hidden_size": vision["hidden_size"],
         "vision_ffn_hidden_size": vision["intermediate_size"],

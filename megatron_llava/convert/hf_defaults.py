@@ -80,7 +80,6 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-6,
     },
 }
-VISION_TYPES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}
 
 CLIP_L_336: dict[str, Any] = {
     "model_type": "clip_vision_model",

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_llava.config.towers import HF_TOWERS, TOWERS
 from megatron_llava.convert.hf_config import PROJECTOR_OF_ACTIVATION
 from megatron_llava.convert.hf_images import ANYRES_MAX
+from megatron_llava.convert.hf_tower_rules import hf_tower_config
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
 _ARCHITECTURES = {
@@ -57,7 +59,7 @@ def hf_config(mapping: dict[str, Any], model_type: str, dtype_name: str) -> dict
             f"mm_projector_type {projector}: the classes of transformers have "
             f"{' or '.join(activations)} only"
         )
-    kind, side = mapping["vision_model_type"], mapping["vision_image_size"]
+    side, front_rows = mapping["vision_image_size"], _front_rows(mapping)
     tied = not mapping["untie_embeddings_and_output_weights"]
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[model_type]],
@@ -68,7 +70,7 @@ def hf_config(mapping: dict[str, Any], model_type: str, dtype_name: str) -> dict
         "projector_hidden_act": activations[projector],
         "multimodal_projector_bias": True,
         "vision_feature_layer": mapping["mm_vision_select_layer"],
-        "vision_feature_select_strategy": "default" if kind == "clip" else "full",
+        "vision_feature_select_strategy": "default" if front_rows else "full",
         "tie_word_embeddings": tied,
         "text_config": {
             "model_type": mapping["language_model_type"],
@@ -86,20 +88,8 @@ def hf_config(mapping: dict[str, Any], model_type: str, dtype_name: str) -> dict
             "tie_word_embeddings": tied,
             "sliding_window": None,
         },
-        "vision_config": {
-            "model_type": f"{kind}_vision_model",
-            "num_hidden_layers": mapping["vision_num_layers"],
-            "hidden_size": mapping["vision_hidden_size"],
-            "intermediate_size": mapping["vision_ffn_hidden_size"],
-            "num_attention_heads": mapping["vision_num_attention_heads"],
-            "image_size": side,
-            "patch_size": mapping["vision_patch_size"],
-            "layer_norm_eps": mapping["vision_norm_epsilon"],
-            "hidden_act": mapping["vision_hidden_act"],
-        },
+        "vision_config": _vision_config(mapping),
     }
-    if kind == "siglip":
-        config["vision_config"]["vision_use_head"] = bool(mapping.get("vision_use_head"))
     if model_type != "llava":
         config["image_grid_pinpoints"] = _height_first(mapping)
     if model_type == "llava_onevision":
@@ -109,9 +99,33 @@ def hf_config(mapping: dict[str, Any], model_type: str, dtype_name: str) -> dict
     return config
 
 
+def _vision_config(mapping: dict[str, Any]) -> dict[str, Any]:
+    kind = mapping["vision_model_type"]
+    if kind in HF_TOWERS:
+        return hf_tower_config(mapping)
+    config = {
+        "model_type": TOWERS[kind].hf_model_type,
+        "num_hidden_layers": mapping["vision_num_layers"],
+        "hidden_size": mapping["vision_hidden_size"],
+        "intermediate_size": mapping["vision_ffn_hidden_size"],
+        "num_attention_heads": mapping["vision_num_attention_heads"],
+        "image_size": mapping["vision_image_size"],
+        "patch_size": mapping["vision_patch_size"],
+        "layer_norm_eps": mapping["vision_norm_epsilon"],
+        "hidden_act": mapping["vision_hidden_act"],
+    }
+    if kind == "siglip":
+        config["vision_use_head"] = bool(mapping.get("vision_use_head"))
+    return config
+
+
+def _front_rows(mapping: dict[str, Any]) -> int:
+    return TOWERS[mapping["vision_model_type"]].front_rows
+
+
 def image_processor(mapping: dict[str, Any], model_type: str) -> dict[str, Any]:
     """Settings of the image processor of a class."""
-    kind, side = mapping["vision_model_type"], mapping["vision_image_size"]
+    side = mapping["vision_image_size"]
     square = {"height": side, "width": side}
     crops = mapping["image_resize_mode"] == "shortest_edge_crop"
     settings: dict[str, Any] = {
@@ -130,7 +144,7 @@ def image_processor(mapping: dict[str, Any], model_type: str) -> dict[str, Any]:
     }
     if model_type == "llava":
         pads = mapping["image_aspect_ratio"] == "pad"
-        name = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}[kind]
+        name = "CLIPImageProcessor" if crops else "SiglipImageProcessor"
         settings["image_processor_type"] = "LlavaImageProcessor" if pads else name
         return settings | ({"do_pad": True} if pads else {})
     return settings | {
@@ -150,16 +164,15 @@ def write_hf_files(folder: Path, mapping: dict[str, Any], dtype_name: str) -> No
         "vision_feature_select_strategy": config["vision_feature_select_strategy"],
     }
     if model_type == "llava_onevision":
-        extra = int(mapping["vision_model_type"] == "clip")
         processor |= {
-            "num_image_tokens": config["image_seq_length"] + extra,
+            "num_image_tokens": config["image_seq_length"] + _front_rows(mapping),
             "vision_aspect_ratio": config["vision_aspect_ratio"],
             "video_token": "<video>",
         }
     else:
         processor |= {
             "patch_size": mapping["vision_patch_size"],
-            "num_additional_image_tokens": int(mapping["vision_model_type"] == "clip"),
+            "num_additional_image_tokens": _front_rows(mapping),
         }
     files = {
         "config.json": config,

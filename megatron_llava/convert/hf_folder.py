@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_llava.config.towers import HF_TOWERS, TOWERS
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import EMBEDDING, LM_HEAD, VISION
 from megatron_llava.convert.hf_config import mapping_from_hf, read_json
@@ -146,15 +147,19 @@ def check_tensors(mapping: dict[str, Any], reader: HFSource, prefix: str = "text
             stated = f"{mapping[key]} of {channels} channels each"
             found = f"{reader.shape(name)[0]} rows"
             raise _contradiction(prefix + field, stated, reader, name, found)
+    _check_layers(reader, "language_model.model.layers.", prefix, mapping["num_layers"])
+    if mapping["vision_model_type"] not in HF_TOWERS:
+        _check_tower(mapping, reader)
+
+
+def _check_tower(mapping: dict[str, Any], reader: HFSource) -> None:
     positions = VISION + "embeddings.position_embedding.weight"
     side = mapping["vision_image_size"] // mapping["vision_patch_size"]
-    expected = side * side + (mapping["vision_model_type"] == "clip")
+    expected = side * side + TOWERS[mapping["vision_model_type"]].front_rows
     if positions in reader and reader.shape(positions)[0] != expected:
         stated = f"{mapping['vision_image_size']} ({expected} positions)"
         found = f"{reader.shape(positions)[0]} rows"
         raise _contradiction("vision_config.image_size", stated, reader, positions, found)
-    layers = mapping["num_layers"]
-    _check_layers(reader, "language_model.model.layers.", prefix, layers)
     stored = mapping["vision_num_layers"]
     _check_layers(reader, VISION + "encoder.layers.", "vision_config.", stored)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_llava.config.towers import HF_TOWERS
 from megatron_llava.convert.checkpoint import hf_tensors, import_source
 from megatron_llava.convert.combined_reader import CombinedReader, HFSource
 from megatron_llava.convert.export_config import FIXED_IN_LLAVA
@@ -147,6 +148,11 @@ def export_llava(
     refuse_existing(folder)
     mapping = read_root_mapping(root)
     _check_images(mapping)
+    if mapping["vision_model_type"] in HF_TOWERS:
+        raise ValueError(
+            f"model.yaml: vision_model_type is {mapping['vision_model_type']}, of which the "
+            "original LLaVA code has no tower; give --to hf"
+        )
     checkpoint = open_whole(root, mapping, iteration, as_path(base))
     hub = hf_tensors(checkpoint, root, mapping, dtype)
     source = OriginalNames(hub, without_vision_tower=without_vision_tower)

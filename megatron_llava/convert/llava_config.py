@@ -10,12 +10,12 @@ from typing import Any
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.projector import parse_projector_type
+from megatron_llava.config.towers import HF_TOWERS, TOWERS, kind_of
 from megatron_llava.config.video import video_settings
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import text_fields, vision_fields
 from megatron_llava.convert.hf_defaults import CLIP_L_336, SO400M_384
-from megatron_llava.vision.settings import USUAL_NORMALISATION
 
 # The text model by the class that saved a checkpoint, or by model_type where none is named.
 TEXT_OF_CLASS = {
@@ -111,6 +111,10 @@ def _tower_fields(
 
     The original code drops that layer of SigLIP, so that a fine-tuned tower lacks it.
     """
+    if kind_of(tower["model_type"]) in HF_TOWERS:
+        raise ValueError(
+            f"--vision-tower: the original code has no tower of model_type {tower['model_type']}"
+        )
     prefix = VISION + "encoder.layers."
     stored = {n.removeprefix(prefix).split(".")[0] for n in reader.names() if n.startswith(prefix)}
     layers = tower["num_hidden_layers"]
@@ -139,8 +143,8 @@ def _image_fields(
     processor: dict[str, Any],
     has_newline: bool,
 ) -> dict[str, Any]:
-    kind, side = mapping["vision_model_type"], mapping["vision_image_size"]
-    mean, std = USUAL_NORMALISATION[kind]
+    kind, side = TOWERS[mapping["vision_model_type"]], mapping["vision_image_size"]
+    mean, std = kind.image_mean_std
     ratio = config.get("image_aspect_ratio") or "square"
     if isinstance(ratio, list):
         ratio = ratio[0]
@@ -151,7 +155,7 @@ def _image_fields(
         "pinpoint_order": "wh",
         "multi_image_views": "one_padded",
         "image_newline": has_newline,
-        "image_resize_mode": "shortest_edge_crop" if kind == "clip" else "squash",
+        "image_resize_mode": "shortest_edge_crop" if kind.crops else "squash",
         "image_mean": [float(value) for value in processor.get("image_mean") or mean],
         "image_std": [float(value) for value in processor.get("image_std") or std],
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_llava.config.towers import HF_TOWERS
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import read_json
@@ -85,6 +86,11 @@ def with_image_size(mapping: dict[str, Any], size: int) -> dict[str, Any]:
         ValueError: a view has no whole patch.
     """
     patch, old = mapping["vision_patch_size"], mapping["vision_image_size"]
+    if mapping["vision_model_type"] in HF_TOWERS:
+        raise ValueError(
+            f"--vision-image-size {size}: of {mapping['vision_model_type']} towers the positions "
+            f"are not interpolated; it has views of {old} pixels"
+        )
     if size < patch:
         raise ValueError(f"--vision-image-size {size}: a patch of the tower has {patch} pixels")
     changed = mapping | {"vision_image_size": size}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from megatron_llava.config.projector import parse_projector_type
+from megatron_llava.config.towers import TOWERS, kind_of
 from megatron_llava.convert.checkpoint import import_source
 from megatron_llava.convert.combined_reader import CombinedReader, HFSource
 from megatron_llava.convert.convert import check_hf, common_dtype
@@ -39,6 +40,7 @@ from megatron_llava.convert.hf_folder import (
     copy_side_files,
     output_weight_fields,
 )
+from megatron_llava.convert.hf_tower_rules import written_names
 from megatron_llava.convert.hf_writer import MAX_SHARD_BYTES, write_hf
 from megatron_llava.convert.image_token import VIDEO_PLACEHOLDER, add_tokens, rows_for
 from megatron_llava.convert.llava_config import MODEL_TYPE, llava_config
@@ -50,7 +52,6 @@ from megatron_llava.convert.tower_folder import TowerFolder
 from megatron_llava.convert.weights_folder import WeightsFolder
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.known_templates import get_template
-from megatron_llava.vision.settings import USUAL_NORMALISATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Stage0:
 
     Attributes:
         language_model: Hugging Face folder of a Llama, Mistral or Qwen2 model.
-        vision_tower: Hugging Face folder of a CLIP or SigLIP model.
+        vision_tower: Hugging Face folder of a vision model, of a kind of ``config.towers``.
         model_type: llava, llava_next or llava_onevision.
         projector: LLaVA's name of its type.
         grids: (columns, rows) of tiles that images may have; the class's usual ones where empty.
@@ -112,11 +113,12 @@ def stage0_mapping(settings: Stage0, text: TextFolder, tower: TowerFolder) -> di
     except ValueError as error:
         raise ValueError(f"{text.folder}: {error}") from None
     section = tower.config()
-    clip = section["model_type"] == "clip_vision_model"
-    # CLIP: the last state but one. SigLIP: the state before its last layer.
+    kind = kind_of(section["model_type"])
+    assert kind is not None
+    # The last state but one, or in other words the state before the last layer.
     top = {
         "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default" if clip else "full",
+        "vision_feature_select_strategy": "default" if TOWERS[kind].front_rows else "full",
     }
     mapping |= vision_fields(section, top)
     if settings.vision_image_size is not None:
@@ -143,13 +145,13 @@ def _tower_tensors(settings: Stage0, tower: TowerFolder, mapping: dict[str, Any]
 def _image_fields(
     settings: Stage0, mapping: dict[str, Any], processor: dict[str, Any]
 ) -> dict[str, Any]:
-    kind, side = mapping["vision_model_type"], mapping["vision_image_size"]
-    mean, std = USUAL_NORMALISATION[kind]
+    kind, side = TOWERS[mapping["vision_model_type"]], mapping["vision_image_size"]
+    mean, std = kind.image_mean_std
     fields: dict[str, Any] = {
         "hf_model_type": settings.model_type,
         "unpad_round": "hf",
         "pinpoint_order": "hw",
-        "image_resize_mode": "shortest_edge_crop" if kind == "clip" else "squash",
+        "image_resize_mode": "shortest_edge_crop" if kind.crops else "squash",
         "image_mean": list(processor.get("image_mean") or mean),
         "image_std": list(processor.get("image_std") or std),
     }
@@ -214,7 +216,8 @@ def merge_to_hf(
         task = {"to": "hf", "from": reader.fingerprint(), "dtype": str(wanted)}
         with pending_folder(folder, task | {"shard": max_shard_bytes}) as (pending, journal):
             shutil.copytree(files, pending, dirs_exist_ok=True)
-            write_hf(pending, source, journal, max_shard_bytes, progress)
+            named = written_names(source, mapping)
+            write_hf(pending, named, journal, max_shard_bytes, progress)
 
 
 @contextmanager

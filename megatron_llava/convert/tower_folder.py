@@ -1,9 +1,10 @@
-"""A Hugging Face folder of a CLIP or SigLIP model as the source of a vision tower."""
+"""A Hugging Face folder of a vision model as the source of a vision tower."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from megatron_llava.config.towers import HF_TOWERS, TOWERS, kind_of
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import read_json
 from megatron_llava.convert.hf_folder import CONFIG_FILE
@@ -31,6 +32,8 @@ class TowerFolder(WeightsFolder):
         kept = [name for name in names if not name.startswith(_NO_TOWER)]
         if any(name.startswith("vision_model.") for name in kept):
             return {name: VISION + name.removeprefix("vision_model.") for name in kept}
+        if kind_of(str(read_json(self.folder / CONFIG_FILE).get("model_type"))) in HF_TOWERS:
+            return {name: VISION + name for name in kept}
         unknown = next((name for name in kept if not name.startswith(_PARTS)), None)
         if unknown is not None or not kept:
             raise ValueError(f"no CLIP or SigLIP vision model: it has {unknown or 'no tensor'}")
@@ -44,12 +47,13 @@ class TowerFolder(WeightsFolder):
         """
         config = read_json(self.folder / CONFIG_FILE)
         section: dict[str, Any] = config.get("vision_config", config)
-        kind = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-        model_type = section.get("model_type") or kind.get(str(config.get("model_type")))
-        if model_type not in kind.values():
+        model_type = section.get("model_type")
+        if model_type is None and (outer := TOWERS.get(str(config.get("model_type")))) is not None:
+            model_type = outer.hf_model_type
+        if kind_of(str(model_type)) is None:
             raise ValueError(
                 f"{self.folder / CONFIG_FILE}: model_type is {config.get('model_type')!r}; "
-                f"supported: {', '.join(kind.values())}"
+                f"supported: {', '.join(kind.hf_model_type for kind in TOWERS.values())}"
             )
         return {**section, "model_type": model_type}
 

@@ -20,10 +20,12 @@ from megatron_llava.models.core_config import (
 )
 from megatron_llava.models.feature_attention import FeatureAttention
 from megatron_llava.models.fp8_layers import connect_scales
+from megatron_llava.models.hf_tower import HFTower
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.models.projector import DeepProjector, Projector, build_projector
 from megatron_llava.models.specs import language_block_spec
 from megatron_llava.models.temporal_encoder import TemporalEncoder
+from megatron_llava.models.tower import Tower
 from megatron_llava.models.vision_tower import VisionTower
 from megatron_llava.ops.fp8 import Fp8Recipe
 from megatron_llava.ops.fp8_delayed import DelayedScales
@@ -87,7 +89,7 @@ def build_llava_model(
 class _VisionModules(NamedTuple):
     """What the first pipeline stage has beside the language model, and no other."""
 
-    tower: VisionTower | None = None
+    tower: Tower | None = None
     projection: Projector | DeepProjector | None = None
     cross_image_attention: FeatureAttention | None = None
     temporal_encoder: TemporalEncoder | None = None
@@ -96,8 +98,9 @@ class _VisionModules(NamedTuple):
 def _vision_modules(config: RunConfig) -> _VisionModules:
     vision, tower = config.vision, vision_transformer_config(config)
     projector = projector_transformer_config(config)
+    tower_class = VisionTower if vision.vision_hf_config is None else HFTower
     return _VisionModules(
-        tower=VisionTower(
+        tower=tower_class(
             tower,
             vision,
             whole_on_each_rank=config.parallel.vision_parallel == "data",

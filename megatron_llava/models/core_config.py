@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
+    "silu": F.silu,
 }
 """Hugging Face's ``hidden_act`` names of vision towers."""
 

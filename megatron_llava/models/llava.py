@@ -26,7 +26,7 @@ from megatron_llava.models.image_rows import add_image_rows, position_rows, spec
 from megatron_llava.models.projector import DeepProjector, Projector
 from megatron_llava.models.specs import PackedSequences
 from megatron_llava.models.temporal_encoder import TemporalEncoder
-from megatron_llava.models.vision_tower import VisionTower
+from megatron_llava.models.tower import Tower
 from megatron_llava.ops.exchange import exchange_rows
 from megatron_llava.ops.fp8_delayed import DelayedScales
 from megatron_llava.ops.key_value_cache import KeyValueCache
@@ -62,7 +62,7 @@ class LlavaModel(MegatronModule):
         config: TransformerConfig,
         language_model: GPTModel,
         vocab_size: int,
-        vision_model: VisionTower | None,
+        vision_model: Tower | None,
         vision_projection: Projector | DeepProjector | None,
         settings: ImageSettings,
         view_group: dist.ProcessGroup | None = None,
@@ -121,8 +121,7 @@ class LlavaModel(MegatronModule):
             exchange: where other ranks have a share of the views: which encoded rows go to whom.
                 The result are then the rows that this rank received.
         """
-        patch = self.vision_model.conv1.kernel_size[0]
-        patches_VTK = tiles_to_patches(tiles, self.pixel_table, patch)
+        patches_VTK = tiles_to_patches(tiles, self.pixel_table, self.vision_model.patch_size)
         frozen = not any(p.requires_grad for p in self.vision_model.parameters())
         with torch.no_grad() if frozen else contextlib.nullcontext():
             features_VTD = self.vision_model(patches_VTK)

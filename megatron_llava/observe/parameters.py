@@ -12,6 +12,7 @@ from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import CROSS_IMAGE_ATTENTION, TEMPORAL_ENCODER
+from megatron_llava.vision.hf_tower import shapes_of
 from megatron_llava.vision.settings import image_settings
 
 
@@ -93,6 +94,10 @@ def _adapter(config: RunConfig, linear: str, inputs: int, outputs: int) -> Itera
 
 
 def _tower(config: RunConfig) -> Iterator[Parameter]:
+    if config.vision.vision_hf_config is not None:
+        for name, shape in shapes_of(config.vision).items():
+            yield Parameter(f"vision_model.{name}", math.prod(shape))
+        return
     vision, parallel = config.vision, config.parallel
     split = parallel.vision_parallel == "tensor"
     tensor = parallel.tensor_model_parallel_size if split else 1

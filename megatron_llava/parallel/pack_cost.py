@@ -7,6 +7,7 @@ from math import gcd
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.packing import Balance
+from megatron_llava.vision.hf_tower import layer_weights
 
 
 def pack_balance(config: RunConfig) -> Balance | None:
@@ -28,9 +29,9 @@ def pack_balance(config: RunConfig) -> Balance | None:
     query = known(language.num_attention_heads) * head
     weights = 2 * hidden * (query + known(language.query_groups) * head) + 3 * hidden * ffn
     row, attended = 2 * layers * weights, 2 * layers * query
-    width, inner = known(vision.vision_hidden_size), known(vision.vision_ffn_hidden_size)
+    width = known(vision.vision_hidden_size)
     tokens = (known(vision.vision_image_size) // known(vision.vision_patch_size)) ** 2
-    per_token = 2 * (4 * width * width + 2 * width * inner) + 4 * tokens * width
+    per_token = 2 * layer_weights(vision) + 4 * tokens * width
     view = known(vision.built_layers) * tokens * per_token
     # Only ratios count; small numbers leave room for long packs in 64 bits.
     common = gcd(gcd(row, attended), view)

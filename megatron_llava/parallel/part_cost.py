@@ -17,6 +17,7 @@ from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.parallel.trained import Trained
+from megatron_llava.vision.hf_tower import layer_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,12 @@ def _adapter_widths(config: RunConfig, query: int, key_value: int) -> int:
 def tower(config: RunConfig, sizes: PackSizes, *, learns: bool) -> PartCost:
     """The vision tower, whose frozen forward keeps nothing for a backward."""
     vision, recompute = config.vision, config.recompute
-    width, ffn = known(vision.vision_hidden_size), known(vision.vision_ffn_hidden_size)
+    width = known(vision.vision_hidden_size)
     patch, layers = known(vision.vision_patch_size), known(vision.built_layers)
     patches = _patches(config)
-    rows = patches + (vision.vision_model_type == "clip")
+    rows = patches + vision.front_rows
     embedding = sizes.views * 2 * patches * 3 * patch**2 * width
-    products = sizes.views * 2 * rows * (4 * width**2 + 2 * width * ffn)
+    products = sizes.views * 2 * rows * layer_weights(vision)
     attention = sizes.views * 4 * rows**2 * width
     forward = embedding + layers * (products + attention)
     if not learns:

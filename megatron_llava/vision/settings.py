@@ -6,19 +6,9 @@ from typing import cast
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.towers import TOWERS, Channels
 from megatron_llava.config.video import video_settings
 from megatron_llava.vision.anyres import parse_grid_pinpoints
-
-Channels = tuple[float, float, float]
-
-USUAL_NORMALISATION: dict[str, tuple[Channels, Channels]] = {
-    "clip": (
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
-    ),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""Mean and standard deviation that the published towers of a kind were trained with."""
 
 
 def image_settings(config: RunConfig) -> ImageSettings:
@@ -31,8 +21,8 @@ def image_settings(config: RunConfig) -> ImageSettings:
     assert vision.vision_model_type is not None and vision.vision_image_size is not None
     assert vision.vision_patch_size is not None and image.image_aspect_ratio is not None
     assert image.mm_patch_merge_type is not None
-    mean, std = USUAL_NORMALISATION[vision.vision_model_type]
-    crops = vision.vision_model_type == "clip"
+    kind = TOWERS[vision.vision_model_type]
+    mean, std = kind.image_mean_std
     pinpoints: tuple[tuple[int, int], ...] = ()
     if image.image_grid_pinpoints is not None:
         pinpoints = parse_grid_pinpoints(
@@ -50,7 +40,7 @@ def image_settings(config: RunConfig) -> ImageSettings:
         grid_waste=image.grid_waste,
         mm_patch_merge_type=image.mm_patch_merge_type,
         unpad_round=image.unpad_round,
-        resize_mode=image.image_resize_mode or ("shortest_edge_crop" if crops else "squash"),
+        resize_mode=image.image_resize_mode or ("shortest_edge_crop" if kind.crops else "squash"),
         image_mean=cast(Channels, image.image_mean or mean),
         image_std=cast(Channels, image.image_std or std),
         multi_image_views=image.multi_image_views,

@@ -175,7 +175,7 @@ def set_in(config, path, value):
         ("text_config.mlp_bias", True),
         ("text_config.num_key_value_heads", 5),
         ("text_config.num_attention_heads", 24),
-        ("vision_config.model_type", "dinov2"),
+        ("vision_config.model_type", "swin"),
         ("vision_config.hidden_act", "relu"),
         ("vision_config.num_channels", 4),
         ("vision_config.image_size", [336, 336]),

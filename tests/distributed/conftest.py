@@ -13,6 +13,7 @@ from distributed_jobs import import_checkpoint, preprocess_records, train
 from distributed_pool import Pool
 from PIL import Image
 from tiny_checkpoints import tiny_llava_next
+from tiny_llava import tiny_llava
 
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -21,6 +22,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "wide": {"hidden": 128, "ffn": 256},
     "tied": {"text": "qwen2", "vision": "siglip", "tied": True},
 }
+TOWERS = ("dinov2", "aimv2-native")
+"""Models with a tower that transformers computes."""
 ANSWERS = ("red", "blue cat", "three dogs on the grass", "no")
 
 
@@ -59,10 +62,13 @@ class Setup:
 
     @cache  # noqa: B019 - lives as long as the pytest run
     def checkpoint(self, model: str) -> Path:
-        """Root of one of ``MODELS``, made when it is first asked for."""
+        """Root of one of ``MODELS`` or ``TOWERS``, made when it is first asked for."""
         hf, root = self.folder / f"{model}-hf", self.folder / f"{model}-megatron"
         # Eight heads, for tensor times context parallelism over up to eight ranks.
-        tiny_llava_next(hf, heads=8, **MODELS[model])
+        if model in TOWERS:
+            tiny_llava(hf, text="vicuna", tower=model, layers=4)
+        else:
+            tiny_llava_next(hf, heads=8, **MODELS[model])
         self._pool.run(import_checkpoint, hf, root)
         return root
 

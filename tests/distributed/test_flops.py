@@ -30,6 +30,14 @@ RUNS = {
 }
 
 
+@pytest.mark.parametrize("model", ["dinov2", "aimv2-native"])
+@pytest.mark.parametrize("flags", [[], [*UNIFORM, "--recompute-vision"]], ids=["plain", "uniform"])
+def test_the_log_knows_the_layers_of_other_towers(pool, setup, model, flags):
+    arguments = setup.arguments(*flags, model=model, steps=3, batch=2)
+    ((counted, useful, recomputed),) = pool.run(count_flops, arguments)
+    assert counted == useful + recomputed
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_the_log_says_what_was_computed(pool, setup, run):
     flags, recomputes = RUNS[run]

@@ -150,6 +150,14 @@ ROWS = [
     row(model="tied", cp=2, pp=2, dp=2, **OVERLAPPED),
     always(model="tied", tp=2, pp=2, vpp_layers=1, dp=2, sp=True, **OVERLAPPED),
     row(model="tied", pp=4, dp=2, **DISTRIBUTED),
+    # Towers that transformers computes.
+    row(model="dinov2", pp=2),
+    always(model="dinov2", tp=2, dp=2, sp=True, vision="data", **BLOCKS, **OVERLAPPED),
+    row(model="dinov2", cp=2, tp=2, vision="data", recompute="uniform", recompute_vision=True),
+    row("--bf16", model="dinov2", tp=2, pp=2, vision="data"),
+    row(FROZEN_TOWER, model="dinov2", dp=2, **OVERLAPPED),
+    row(model="aimv2-native", dp=2, **OVERLAPPED),
+    row(ONE_SAMPLE_PACKS, model="aimv2-native", tp=2, pp=2, vision="data"),
     # Packs without images, on some ranks of a step and not on others.
     row(ONE_SAMPLE_PACKS, dp=2, **OVERLAPPED),
     always(ONE_SAMPLE_PACKS, cp=2, tp=2, dp=2, sp=True, vision="data", **OVERLAPPED),

@@ -37,8 +37,9 @@ def from_hf(setup, *flags, model="plain", **options):
         ("tied", ("--pipeline-model-parallel-size=2",), 2),
         pytest.param("deep", (*VPP2, "--vision-parallel=data"), 2, marks=RARE),
         ("plain", (*LORA, *TP2), 2),
+        ("dinov2", (*TP2, "--vision-parallel=data"), 2),
     ],
-    ids=["one", "tp2-bf16", "tied-pp2", "vpp2", "lora"],
+    ids=["one", "tp2-bf16", "tied-pp2", "vpp2", "lora", "dinov2"],
 )
 def test_losses_and_weights_are_those_of_a_converted_start(pool, setup, model, flags, ranks):
     options = {"model": model, "steps": 3}

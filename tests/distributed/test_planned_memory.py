@@ -6,11 +6,22 @@ from functools import cache
 
 import pytest
 from memory_jobs import memory_of_layouts
-from tiny_model import png, tiny_config, tiny_sample
+from tiny_model import PATCH, TILE, png, tiny_config, tiny_sample
 
 from megatron_llava.config.model_yaml import model_to_yaml
+from megatron_llava.convert.hf_tower_rules import hf_tower_fields
 from megatron_llava.data.store_writer import StoreWriter
 from megatron_llava.data.stored_video import pack_frames
+
+
+def tiny_hf_tower(kind: str, **settings: object) -> str:
+    """Flags of a tower that transformers computes, of the sizes that ``counted`` has."""
+    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4}
+    sizes |= {"image_size": TILE, "patch_size": PATCH, **settings}
+    values = hf_tower_fields(kind, sizes)
+    flags = {name: str(value).replace(" ", "") for name, value in values.items()}
+    return " ".join(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())
+
 
 TP2, PP2 = "--tensor-model-parallel-size=2", "--pipeline-model-parallel-size=2"
 CP2, SP, DATA = "--context-parallel-size=2", "--sequence-parallel", "--vision-parallel=data"
@@ -20,6 +31,8 @@ BUCKETS = "--overlap-grad-reduce --ddp-bucket-size=20000"
 UNIFORM = "--recompute-granularity=full --recompute-method=uniform --recompute-num-layers"
 BLOCK = "--recompute-granularity=full --recompute-method=block --recompute-num-layers"
 SIGLIP = "--vision-model-type=siglip --vision-hidden-act=gelu_pytorch_tanh"
+DINOV2 = tiny_hf_tower("dinov2", mlp_ratio=3)
+AIMV2 = tiny_hf_tower("aimv2", intermediate_size=96)
 CROSS_IMAGE, FRAMES = "--cross-image-attention", "--temporal-encoder-layers=2"
 ALIGN = "--align-loss-coeff=1 --mm-tunable-parts=mm_mlp_adapter"
 
@@ -45,6 +58,11 @@ LAYOUTS = {
         f"{FRAMES} {CROSS_IMAGE} {BF16} --mm-tunable-parts=mm_mlp_adapter",
         ALIGN,
         f"{ALIGN} {BF16} --align-loss-pooling=token --text-loss-coeff=0",
+        DINOV2,
+        f"{DINOV2} {BF16} {UNIFORM}=2 --recompute-vision",
+        f"{AIMV2} {BF16}",
+        f"{AIMV2} --mm-tunable-parts=mm_vision_tower",
+        f"{DINOV2} --mm-tunable-parts=mm_vision_tower",
     ],
     2: [
         f"{TP2} {SP} {BF16}",
