@@ -1,11 +1,16 @@
 """What FP8 does to the training of the quickstart's model, by emulation on a CPU.
 
     python benchmarks/fp8_emulation.py [--train-iters 600] [--train 20000] [--fp8-recipe delayed]
+        [--wrong-answers 0.3]
 
 Trains the quickstart's checkpoint on its drawn pictures with the quickstart's settings (but in
 bfloat16), on one rank and four times from the same start: without FP8 and with --fp8-format hybrid
 --fp8-emulation, each in two orders of the samples (--seed). Runs of one order see the same packs.
 How far bfloat16 is from itself in another order says what noise is.
+
+The questions can be learned, so the loss ends near zero, where its ratio to another one is noise.
+--wrong-answers draws this part of the answers, to train on and held out, anew among those of their
+kind of question: the loss then ends at the entropy of that. Exact match still asks for the truth.
 
 Prints means of the training loss over windows of steps, the loss over all held-out questions at
 even distances, and exact match of greedy answers to them after the last step (generated in bfloat16
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -65,6 +71,21 @@ class Run:
     """A step, evaluations included."""
 
 
+def spoil(folder: Path, split: str, share: float) -> None:
+    """Make a store of the questions with a share of their answers drawn anew, ``wrong_...``."""
+    generator, data = random.Random(split), folder / "data"
+    records = json.loads((data / f"{split}.json").read_text())
+    answers: dict[str, set[str]] = {}
+    for record in records:
+        answers.setdefault(record["kind"], set()).add(record["conversations"][1]["value"])
+    for record in records:
+        if generator.random() < share:
+            drawn = generator.choice(sorted(answers[record["kind"]]))
+            record["conversations"][1]["value"] = drawn
+    (data / f"wrong_{split}.json").write_text(json.dumps(records))
+    preprocess(folder, f"wrong_{split}")
+
+
 def run(folder: Path, steps: int, *flags: str) -> Run:
     """Train, and answer the held-out questions."""
     with tempfile.TemporaryDirectory(dir=folder) as saved:
@@ -81,8 +102,7 @@ def train(folder: Path, steps: int, *flags: str) -> Curves:
     from megatron_llava.training.run import open_trainer
 
     arguments = ["--device=cpu", f"--pretrained-checkpoint={folder / 'megatron'}", "--bf16"]
-    arguments += [f"--data-path={folder / 'train'}", "--seq-length=2688", "--global-batch-size=1"]
-    arguments += [f"--valid-data-path={folder / 'valid'}", "--eval-iters=100000"]
+    arguments += ["--seq-length=2688", "--global-batch-size=1", "--eval-iters=100000"]
     arguments += [f"--eval-interval={max(1, steps // EVALUATIONS)}"]
     arguments += [f"--train-iters={steps}", "--lr=1.5e-3", "--min-lr=3e-5", "--num-workers=0"]
     arguments += ["--lr-decay-style=cosine", f"--lr-warmup-iters={min(40, steps // 4)}"]
@@ -107,7 +127,7 @@ def answered(folder: Path, saved: Path) -> dict[str, bool]:
     return {row["id"]: exact_match(row["answer"], row["truth"]) for row in rows}
 
 
-def report(runs: dict[str, Run], steps: int, recipe: str) -> list[str]:
+def report(runs: dict[str, Run], steps: int, recipe: str, wrong: float) -> list[str]:
     """The tables of the runs so far, by their names in ``PAIRS``."""
     pairs = [pair for pair in PAIRS if {pair.reference, pair.other} <= runs.keys()]
     training = {name: windows(one.curves.losses, WINDOWS) for name, one in runs.items()}
@@ -115,8 +135,8 @@ def report(runs: dict[str, Run], steps: int, recipe: str) -> list[str]:
     times = ", ".join(f"{one.seconds:.2f} s ({name})" for name, one in runs.items())
     return [
         f"{steps} steps, --fp8-recipe {recipe}; orders A and B of the samples are --seed "
-        f"{SEEDS['A']} and {SEEDS['B']}. Differences are relative, where both losses are at least "
-        f"{FLOOR:g}.",
+        f"{SEEDS['A']} and {SEEDS['B']}; {wrong:.0%} of the answers are drawn. Differences are "
+        f"relative, where both losses are at least {FLOOR:g}.",
         "",
         f"## Training loss, means over {len(next(iter(training.values())))} windows",
         "",
@@ -143,6 +163,7 @@ def main() -> None:
     parser.add_argument("--train-iters", type=int, default=600)
     parser.add_argument("--train", type=int, default=QUESTIONS, help="questions to train on")
     parser.add_argument("--valid", type=int, default=HELD_OUT, help="held-out questions")
+    parser.add_argument("--wrong-answers", type=float, default=0.0, metavar="SHARE")
     parser.add_argument("--fp8-recipe", choices=("delayed", "tensorwise"), default="delayed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where inputs are made, or were")
@@ -158,12 +179,19 @@ def main() -> None:
         make_inputs(folder, arguments.train, arguments.valid)
         if not (folder / "valid.json").is_file():
             preprocess(folder, "valid")
+        stores = {"data": folder / "train", "valid-data": folder / "valid"}
+        if arguments.wrong_answers:
+            for split in ("train", "valid"):
+                spoil(folder, split, arguments.wrong_answers)
+            stores = {"data": folder / "wrong_train", "valid-data": folder / "wrong_valid"}
+        paths = [f"--{name}-path={store}" for name, store in stores.items()]
         join_process_group("cpu", timeout_minutes=10)
         runs: dict[str, Run] = {}
         for order, seed in SEEDS.items():
             for name, flags in (("bfloat16", []), ("FP8", fp8)):
-                runs[f"{name} {order}"] = run(folder, steps, f"--seed={seed}", *flags)
-                text = "\n".join([*lines, *report(runs, steps, recipe), ""])
+                runs[f"{name} {order}"] = run(folder, steps, *paths, f"--seed={seed}", *flags)
+                found = report(runs, steps, recipe, arguments.wrong_answers)
+                text = "\n".join([*lines, *found, ""])
                 if arguments.output is not None:
                     arguments.output.write_text(text)  # so that an interruption loses one run
         leave_process_group()

@@ -25,7 +25,7 @@ SCRIPTS = sorted(
 )
 STORIES = {
     "lora_2x4090": ["run.sh"],
-    "llava_next_stage1_stage2": ["stage1.sh", "stage2.sh"],
+    "llava_next_stage1_stage2": ["stage1.sh", "stage2.sh", "stage3.sh"],
     "llava_next_llama3_8b": ["stage1.sh", "stage2.sh"],
     "onevision_0.5b_7b_72b": ["run.sh"],
     "interleave": ["run.sh"],
@@ -137,6 +137,13 @@ PUBLISHED = [
         NEXT + "stage2.sh",
         "TOWER=frozen BATCH=128 RECIPE=llava_instruct_158k SAMPLES=157712",
         ["1233 steps of 128 samples", "lr 2e-05, 37 warmup", "(mm_mlp_adapter, mm_language_model)"],
+    ),
+    # Its third: all of it, batch 64, five patches.
+    (
+        "D4",
+        NEXT + "stage3.sh",
+        "",
+        ["1563 steps of 64 samples", "lr 2e-05, 47 warmup", "max_patches=5", EVERYTHING],
     ),
     ("D5", LLAMA + "stage1.sh", "", ["learn (mm_mlp_adapter)", "template plain"]),
     ("D5", LLAMA + "stage2.sh", "", [EVERYTHING, "llama3/stage1", "template llava_llama_3"]),
