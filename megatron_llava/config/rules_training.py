@@ -68,21 +68,6 @@ def check_schedule(config: RunConfig) -> None:
         )
 
 
-def check_spikes(config: RunConfig) -> None:
-    """A window belongs to a factor, and a factor to the loss that is watched."""
-    training = config.training
-    if training.loss_spike_factor is not None and training.text_loss_coeff == 0:
-        raise ValueError(
-            f"--loss-spike-factor {training.loss_spike_factor:g} watches the text loss, which "
-            "--text-loss-coeff 0 turns off: drop one of them"
-        )
-    if "loss_spike_window" in config.explicit and training.loss_spike_factor is None:
-        raise ValueError(
-            f"--loss-spike-window {training.loss_spike_window} is for --loss-spike-factor, which "
-            "is not given: add it, or drop the flag"
-        )
-
-
 def check_tunable_parts(config: RunConfig) -> None:
     """Something known is trained, and every rate belongs to a trained part."""
     parts = config.training.mm_tunable_parts
@@ -103,43 +88,6 @@ def check_tunable_parts(config: RunConfig) -> None:
                 f"{all_fields()[name].option} {config.get(name)} is for {part}, which is not in "
                 f"--mm-tunable-parts {','.join(parts)}: add the part, or drop the rate"
             )
-
-
-def check_losses(config: RunConfig) -> None:
-    """Something is learned from, and the alignment loss reaches the projector alone."""
-    training = config.training
-    text, align, parts = (
-        training.text_loss_coeff,
-        training.align_loss_coeff,
-        ",".join(training.mm_tunable_parts),
-    )
-    if not align:
-        if not text:
-            raise ValueError(
-                "--text-loss-coeff 0 without --align-loss-coeff leaves no loss: give one of them"
-            )
-        if training.align_loss_pooling != "mean":
-            raise ValueError(
-                f"--align-loss-pooling {training.align_loss_pooling} is for --align-loss-coeff, "
-                "which is 0: give it, or drop the flag"
-            )
-        return
-    if "mm_mlp_adapter" not in parts or "mm_vision_tower" in parts:
-        raise ValueError(
-            f"--align-loss-coeff {align:g} is a loss of the projector, with the tower frozen: "
-            f"--mm-tunable-parts {parts} must name mm_mlp_adapter and not mm_vision_tower"
-        )
-    if not text and "mm_language_model" in parts:
-        raise ValueError(
-            "--text-loss-coeff 0: nothing teaches mm_language_model, which --mm-tunable-parts "
-            f"{parts} names: leave it out, or give the text loss a weight"
-        )
-    context = config.parallel.context_parallel_size
-    if training.align_loss_pooling == "token" and context > 1:
-        raise ValueError(
-            f"--align-loss-pooling token compares rows that --context-parallel-size {context} "
-            "puts on different ranks: use mean, or one context-parallel rank"
-        )
 
 
 def check_recompute(config: RunConfig) -> None:

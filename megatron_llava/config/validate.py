@@ -10,6 +10,7 @@ from megatron_llava.config import (
     rules_balance,
     rules_fp8,
     rules_lora,
+    rules_losses,
     rules_model,
     rules_optimizer,
     rules_pipeline,
@@ -48,9 +49,9 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_model.check_sequence(config)
     rules_training.check_pack_cost(config)
     rules_training.check_schedule(config)
-    rules_training.check_spikes(config)
+    rules_losses.check_spikes(config)
     rules_training.check_tunable_parts(config)
-    rules_training.check_losses(config)
+    rules_losses.check_losses(config)
     rules_lora.check_lora(config)
     rules_training.check_recompute(config)
     rules_training.check_evaluation(config)
