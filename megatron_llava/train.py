@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = set_up_device(config.parallel.device, tf32=config.precision.tf32)
     except ValueError as error:
         _exit(str(error))
-    # These rooms import Megatron-core, which must find its device prepared.
+    # These rooms, and perhaps a user's function, import Megatron-core, which must find its device
+    # prepared.
     from megatron_llava.data.workers import lost_worker
     from megatron_llava.observe.metrics import Reporter, peak_flops
     from megatron_llava.observe.wandb_run import WandbRun
@@ -49,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron_llava.platform.stop_signal import StopSignal
     from megatron_llava.training.run import run_training
     from megatron_llava.training.start import how_to_go_on
+    from megatron_llava.training.user_loss import user_loss
 
+    try:
+        user_loss(config)
+    except ValueError as error:
+        _exit(str(error))
     saves = config.training.exit_signal_handler and config.checkpoint.save is not None
     stop_signal = StopSignal() if saves else None
     timeout, logging = config.parallel.distributed_timeout_minutes, config.logging

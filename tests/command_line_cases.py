@@ -232,6 +232,11 @@ def train_errors(folder: Path) -> dict[str, Case]:
             tiny(folder, "--max-position-embeddings=30"), "--max-position-embeddings 30"
         ),
         "log file": error(tiny(folder, f"--log-file={folder}"), f"--log-file {folder}"),
+        "loss function": error(
+            tiny(folder, "--loss-function=nowhere:f"),
+            "--loss-function nowhere:f: expected MODULE:FUNCTION",
+            WORLD_SIZE="2",  # whose other rank never comes
+        ),
         "other vocabulary": error(tiny(folder, "--vocab-size=32"), "--vocab-size 32"),
         "spoilt image": error(
             train_flags(folder, pretrained, f"--data-path={folder / 'spoilt'}"),

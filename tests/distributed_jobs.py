@@ -91,6 +91,28 @@ def train(arguments: list[str], *, with_shards: bool = False) -> dict[str, Any]:
     return {**vars(recorder), "shards": shards}
 
 
+def train_checking_rows(arguments: list[str], store: Path) -> dict[str, Any]:
+    """``train`` where ``loss_functions.checked`` finds the labels in the store."""
+    import loss_functions
+
+    from megatron_llava.data.store import Store
+
+    loss_functions.STORE = Store(store)
+    return train(arguments)
+
+
+def first_origins(arguments: list[str]) -> Any:
+    """``loss_origins`` of the first microbatch of a run."""
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.train import prepare
+    from megatron_llava.training.run import open_trainer
+
+    with open_trainer(prepare(parse_args(arguments)), torch.device("cpu"), Recorder()) as trainer:
+        source = trainer.source
+        origins = next(source.step(source.step_rows())).loss_origins
+        return None if origins is None else origins.tolist()
+
+
 def record(
     arguments: list[str], folder: Path, *, spoilt: str | None = None, rank: int = 0, step: int = 2
 ) -> None:

@@ -114,7 +114,7 @@ def assert_same_steps(steps, expected, tolerance=1e-4):
     assert [step["iteration"] for step in steps] == [step["iteration"] for step in expected]
     for step, reference in zip(steps, expected, strict=True):
         assert step.keys() == reference.keys()
-        for name in {"lm loss", "align loss", "grad norm"} & reference.keys():
+        for name in {"lm loss", "user loss", "align loss", "grad norm"} & reference.keys():
             assert step[name] == pytest.approx(reference[name], rel=tolerance), (name, step)
         assert step["lr"] == reference["lr"]
         assert step["samples"] == reference["samples"] == sum(step["kinds"])

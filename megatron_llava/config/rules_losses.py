@@ -20,6 +20,23 @@ def check_spikes(config: RunConfig) -> None:
         )
 
 
+def check_loss_function(config: RunConfig) -> None:
+    """What is minimised is the user's, and has no scale that a spike could be told by."""
+    training = config.training
+    if training.loss_function is None:
+        return
+    if training.text_loss_coeff == 0:
+        raise ValueError(
+            f"--loss-function {training.loss_function} takes the place of the text loss, which "
+            "--text-loss-coeff 0 turns off: drop one of them"
+        )
+    if training.loss_spike_factor is not None:
+        raise ValueError(
+            f"--loss-spike-factor {training.loss_spike_factor:g} multiplies a median loss, which "
+            f"--loss-function {training.loss_function} may make 0 or negative: drop one of them"
+        )
+
+
 def check_losses(config: RunConfig) -> None:
     """Something is learned from, and the alignment loss reaches the projector alone."""
     training = config.training

@@ -122,6 +122,12 @@ class TrainingConfig:
         "What weighs alike in a global batch: every supervised token, every sample, or every pack "
         "(the mean of means of older trainers)",
     )
+    loss_function: str | None = flag(
+        None,
+        "MODULE:FUNCTION that takes the megatron_llava.training.user_loss.LossRows of a microbatch "
+        "and returns the loss of each row in place of the cross entropy; evaluation keeps that",
+        default_text="cross entropy",
+    )
     text_loss_coeff: float = flag(
         1.0, "Weight of the text loss; 0 leaves --align-loss-coeff alone", minimum=0
     )

@@ -52,6 +52,7 @@ def validate(config: RunConfig, world_size: int) -> None:
     rules_losses.check_spikes(config)
     rules_training.check_tunable_parts(config)
     rules_losses.check_losses(config)
+    rules_losses.check_loss_function(config)
     rules_lora.check_lora(config)
     rules_training.check_recompute(config)
     rules_training.check_evaluation(config)

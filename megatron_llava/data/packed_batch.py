@@ -63,6 +63,10 @@ class PackedBatch:
     loss_samples: NDArray[np.int64]
     """[L], the sample of the pack that each belongs to."""
 
+    loss_origins: NDArray[np.int64] | None = None
+    """[L, 2], the sample's number in the store, and the place of the position among all with a loss
+    of that sample; None where nothing asks."""
+
     sample_loss_tokens: NDArray[np.int64]
     """[num_samples], supervised tokens of each sample of the whole pack."""
 
@@ -160,6 +164,7 @@ class TensorBatch:
     view_bounds: torch.Tensor
     tiles: torch.Tensor | None
     loss_samples: torch.Tensor
+    loss_origins: torch.Tensor | None
     sample_loss_tokens: torch.Tensor
     counts_samples: bool
     num_samples: int

@@ -126,6 +126,7 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
         loss_rows=loss_rows[here],
         loss_labels=batch.loss_labels[here],
         loss_samples=batch.loss_samples[here],
+        loss_origins=None if batch.loss_origins is None else batch.loss_origins[here],
         counts_samples=share.context_rank == 0,
         row_order=np.concatenate(rows) if share.context_size > 1 else None,
         exchange=_exchange(needed, share, batch.num_views, tokens_per_view),

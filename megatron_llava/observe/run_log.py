@@ -14,8 +14,9 @@ Record = dict[str, Any]
 START = "start"
 """The ``event`` of the line that each start of a run writes to its log."""
 STEP = "iteration"
-LOSSES = ("lm loss", "align loss")
-"""A line of training has the first, or of the alignment alone the second."""
+LOSSES = ("lm loss", "user loss", "align loss")
+"""A line of training has the first, with --loss-function the second, or of the alignment alone the
+third."""
 # Beyond it, the width of an axis need not be a number any more.
 _LARGEST = 1e300
 

@@ -20,7 +20,7 @@ from megatron_llava.parallel.shards import (
 )
 
 _SHARDS, _VALUES = "shards.json", "values.json"
-_COMPARED = ("lm loss", "align loss", "grad norm")
+_COMPARED = ("lm loss", "user loss", "align loss", "grad norm")
 
 
 @dataclass(frozen=True)

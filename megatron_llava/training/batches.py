@@ -15,6 +15,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
 from megatron_llava.data.collate import padded_rows
 from megatron_llava.data.loader import PackedDataLoader
+from megatron_llava.data.loss_origins import with_loss_origins
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.pad import pad_batch
 from megatron_llava.data.sample import SampleStore
@@ -70,6 +71,7 @@ class BatchSource:
         config: the run.
         num_microbatches: microbatches of this rank in a step.
         device: where batches go.
+        loss_origins: whether batches of the last pipeline stage say where their losses come from.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class BatchSource:
         *,
         num_microbatches: int,
         device: torch.device,
+        loss_origins: bool = False,
     ) -> None:
         self.settings, self.device, self.schedule = settings, device, schedule
         self._store_prefix, self._vocab_size = store.prefix, config.language.vocab_size
@@ -94,6 +97,7 @@ class BatchSource:
         )
         self._same_length = parallel.pipeline_model_parallel_size > 1
         self._multiple = row_multiple(config)
+        self._loss_origins = loss_origins and parallel_state.is_pipeline_last_stage()
         self._on_first_stage = parallel_state.is_pipeline_first_stage()
         is_sender = parallel_state.get_tensor_model_parallel_rank() == 0
         decodes = self._on_first_stage and (is_sender or not self._sends_tiles)
@@ -156,6 +160,7 @@ class BatchSource:
         """
         for _ in range(self.num_microbatches):
             started = time.perf_counter()
+            pack = self.consumed_packs + self.rank
             packed = next(self._batches)
             self.data_seconds += time.perf_counter() - started
             largest = int(packed.token_ids.max(initial=0))
@@ -164,6 +169,8 @@ class BatchSource:
                     f"store {self._store_prefix}: token {largest} is beyond --vocab-size "
                     f"{self._vocab_size}: preprocess again with the tokenizer of the model"
                 )
+            if self._loss_origins:
+                packed = with_loss_origins(packed, self.schedule.pack(pack))
             if self._same_length:
                 packed = pad_batch(packed, rows)
             packed = share_of_pack(packed, self.share, self.settings.tokens_per_view)

@@ -34,6 +34,7 @@ from megatron_llava.training.step import StepResult, run_batches, train_step
 from megatron_llava.training.step_times import StepTimes
 from megatron_llava.training.taken import Taken
 from megatron_llava.training.time_report import report_times
+from megatron_llava.training.user_loss import UserLoss
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,7 @@ class Trainer:
         skipped_steps: those of them that changed nothing.
         times: where time goes on this rank, None where nothing asks.
         profile: profiles some steps on this rank, None where none are.
+        user_loss: what steps minimise in place of the cross entropy, None without --loss-function.
         spike_guard: limits the loss of a step, None without --loss-spike-factor.
         stopped: some rank received SIGTERM before the last step.
     """
@@ -64,6 +66,7 @@ class Trainer:
     reporter: Reporter
     saves: RunSaves
     skipped_steps: SkippedSteps
+    user_loss: UserLoss | None = None
     spike_guard: SpikeGuard | None = None
     profile: ProfileWindow | None = None
     times: StepTimes | None = None
@@ -227,6 +230,7 @@ class Trainer:
             times=self.times,
             largest_loss=self.spike_guard.limit if self.spike_guard is not None else math.inf,
             text_loss_coeff=self.config.training.text_loss_coeff,
+            user_loss=self.user_loss,
         )
         self._count(taken, self.source.data_seconds - waited)
         if self.times is not None:
@@ -264,7 +268,8 @@ class Trainer:
         )
 
     def _report(self, result: StepResult) -> None:
-        values = {} if self.config.training.text_loss_coeff == 0 else {"lm loss": result.loss}
+        name = "lm loss" if self.user_loss is None else "user loss"
+        values = {} if self.config.training.text_loss_coeff == 0 else {name: result.loss}
         if result.align_loss is not None:
             values["align loss"] = result.align_loss
         values |= {

@@ -43,6 +43,7 @@ from megatron_llava.training.start import (
     resumes,
     starting_checkpoint,
 )
+from megatron_llava.training.user_loss import user_loss
 from megatron_llava.training.watching import profile_window, spike_guard, step_times
 from megatron_llava.training.whole_weights import load_whole_weights
 from megatron_llava.vision.settings import image_settings, nobase_remark
@@ -114,8 +115,15 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     _load_weights(config, start if not resume else None, models, reporter)
     quantize_base(models, config.lora)
     optimizer = build_optimizer(config, wrapped)
+    own_loss = user_loss(config)
     source = BatchSource(
-        store, settings, schedule, config, num_microbatches=num_microbatches, device=device
+        store,
+        settings,
+        schedule,
+        config,
+        num_microbatches=num_microbatches,
+        device=device,
+        loss_origins=own_loss is not None,
     )
     state = TrainingState(
         models=models,
@@ -146,6 +154,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
         skipped_steps=SkippedSteps(
             limit=config.training.max_skipped_steps, count=state.skipped_steps
         ),
+        user_loss=own_loss,
         spike_guard=spike_guard(config, state.recent_losses),
         profile=profile_window(config),
         times=step_times(config, models, device),

@@ -34,6 +34,7 @@ from megatron_llava.training.update import (
     take_gradients,
     update,
 )
+from megatron_llava.training.user_loss import UserLoss
 
 COUNTED = {"token": "supervised tokens", "sample": "samples", "microbatch-mean": "packs"}
 """What a loss is the mean of, by --loss-reduction."""
@@ -81,7 +82,11 @@ class BatchesResult:
 
 
 def reduced_loss(
-    reduction: str, batch: TensorBatch, losses: torch.Tensor, weight: float = 1.0
+    reduction: str,
+    batch: TensorBatch,
+    losses: torch.Tensor,
+    weight: float = 1.0,
+    user_loss: UserLoss | None = None,
 ) -> tuple[torch.Tensor, Any, Any]:
     """The loss of one microbatch as core wants it: sum, count, and what to report.
 
@@ -95,8 +100,11 @@ def reduced_loss(
         batch: the pack, or this rank's share of it.
         losses: float32, the loss of each loss row here.
         weight: of the loss beside others; what is reported is without it.
+        user_loss: takes the place of the losses where there is a loss row.
     """
     rows, tokens = batch.loss_rows.numel(), batch.sample_loss_tokens
+    if user_loss is not None and rows:
+        losses = user_loss(batch, losses)
     if reduction == "token":
         total, count = losses.sum(), rows
     elif reduction == "microbatch-mean":
@@ -118,18 +126,20 @@ def forward_step(
     *,
     reduction: str,
     weight: float,
+    user_loss: UserLoss | None = None,
     times: StepTimes | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch through this pipeline stage (core's forward_step_func protocol)."""
+    reduce = partial(reduced_loss, reduction, weight=weight, user_loss=user_loss)
     if times is None:
         batch = next(batches)
-        return model(batch), partial(reduced_loss, reduction, batch, weight=weight)
+        return model(batch), partial(reduce, batch)
     times.mark(DATA)
     batch = next(batches)
     times.mark(COMPUTE)
     output = times.follow_backward(model(batch))
     times.mark(COMMUNICATION)
-    return output, partial(reduced_loss, reduction, batch, weight=weight)
+    return output, partial(reduce, batch)
 
 
 def run_batches(
@@ -141,6 +151,7 @@ def run_batches(
     reduction: str,
     forward_only: bool,
     weight: float = 1.0,
+    user_loss: UserLoss | None = None,
     times: StepTimes | None = None,
 ) -> BatchesResult:
     """Run the microbatches of one global batch.
@@ -149,10 +160,13 @@ def run_batches(
         rows: rows of every pack of this step; pipeline stages exchange tensors of this length.
         reduction: what counts alike, see ``reduced_loss``.
         weight: of the text loss in the gradient.
+        user_loss: takes the place of the text loss.
         times: told of data, compute and communication.
     """
     reports = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, reduction=reduction, weight=weight, times=times),
+        forward_step_func=partial(
+            forward_step, reduction=reduction, weight=weight, user_loss=user_loss, times=times
+        ),
         # Each virtual stage runs every microbatch, at another time.
         data_iterator=list(tee(batches, len(wrapped))) if len(wrapped) > 1 else batches,
         model=wrapped,
@@ -200,6 +214,7 @@ def train_step(
     *,
     largest_loss: float = math.inf,
     text_loss_coeff: float = 1.0,
+    user_loss: UserLoss | None = None,
     times: StepTimes | None = None,
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
@@ -221,6 +236,7 @@ def train_step(
         reduction=reduction,
         forward_only=False,
         weight=text_loss_coeff,
+        user_loss=user_loss,
         times=times,
     )
     if times is not None:

@@ -35,6 +35,14 @@ def test_flags_that_do_something_pass(make_config, changes):
             "--dist-ckpt-optim-fully-reshardable|--use-distributed-optimizer, which is not given",
         ),
         ({"text_loss_coeff": 0.0}, "--text-loss-coeff 0|--align-loss-coeff"),
+        (
+            {**ALIGN, "text_loss_coeff": 0.0, "loss_function": "a:b"},
+            "--loss-function a:b|--text-loss-coeff 0",
+        ),
+        (
+            {"loss_spike_factor": 3.0, "loss_function": "a:b"},
+            "--loss-spike-factor 3|--loss-function a:b",
+        ),
         ({"align_loss_pooling": "token"}, "--align-loss-pooling token|--align-loss-coeff"),
         ({"align_loss_coeff": 2.0}, "--align-loss-coeff 2|--mm-tunable-parts|mm_vision_tower"),
         (

@@ -24,8 +24,8 @@ class Parts:
     optimizer: Any
     scheduler: Any
 
-    def step(self, *batches: TensorBatch) -> Any:
-        """One optimizer step over the given microbatches."""
+    def step(self, *batches: TensorBatch, **options: Any) -> Any:
+        """One optimizer step over the given microbatches, with options of ``train_step``."""
         from megatron_llava.training.step import train_step
 
         rows = len(batches[0].position_ids)
@@ -38,6 +38,7 @@ class Parts:
             rows,
             self.config.training.loss_reduction,
             text_loss_coeff=self.config.training.text_loss_coeff,
+            **options,
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
