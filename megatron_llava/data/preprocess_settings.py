@@ -31,6 +31,7 @@ class PreprocessSettings(QualityFilters):
     frames_upbound: int = 32
     force_sample: bool = False
     all_frames: bool = False
+    frame_sampler: str | None = None
     add_time_instruction: bool = False
     seed: int = 0
     shard: tuple[int, int] = (0, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_llava.data.visuals import VisualSettings
+from megatron_llava.vision.frame_sampler import FLAG
 from megatron_llava.vision.frames import FrameSampling
 
 
@@ -23,6 +24,12 @@ def add_video_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--force-sample", action="store_true", help="take --frames-upbound frames of every video")
     add("--all-frames", action="store_true", help="take every frame of every video")
+    add(
+        FLAG,
+        metavar="MODULE:FUNCTION",
+        help="takes a megatron_llava.vision.frame_sampler.VideoFrames and returns the increasing "
+        "numbers of the frames to take, at most --frames-upbound",
+    )
     add(
         "--add-time-instruction",
         action="store_true",
@@ -44,6 +51,7 @@ def visual_settings(given: Any, *, verify: bool) -> VisualSettings:
             frames_upbound=given.frames_upbound,
             force_sample=given.force_sample,
             all_frames=given.all_frames,
+            frame_sampler=given.frame_sampler,
         ),
         add_time_instruction=given.add_time_instruction,
         verify=verify,

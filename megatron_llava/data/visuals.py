@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from megatron_llava.data.image_source import ImageSource, inside, read_image
 from megatron_llava.data.records import Record
 from megatron_llava.data.stored_video import StoredVideo, pack_frames, pack_video, unpack_frames
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from megatron_llava.text.templates import Turn
+from megatron_llava.vision.frame_sampler import VideoFrames, chosen_frames
 from megatron_llava.vision.frames import (
     FOLDER_FPS,
     FOLDER_FRAMES,
     FrameSampling,
+    decode_frames,
     sampled_frames,
     spread_frames,
     video_length,
 )
-from megatron_llava.vision.tiles import image_size
+from megatron_llava.vision.tiles import image_size, open_image
 
 _EITHER = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
@@ -88,7 +92,8 @@ def read_visuals(record: Record, settings: VisualSettings) -> ReadRecord:
         for turn in record.turns
     )
     if settings.add_time_instruction:
-        turns = _timed(turns, videos[0])
+        uniformly = settings.sampling.frame_sampler is None
+        turns = _timed(turns, videos[0], "uniformly sampled" if uniformly else "sampled")
     return _read(turns, [next(of_kind[kind]) for kind in order])
 
 
@@ -129,23 +134,54 @@ def _video(video: ImageSource, source: str, settings: VisualSettings) -> StoredV
     data, called = read_image(video, folder, source, "video")
     named = f"{source}: video {called}"
     count, fps = video_length(data, named)
-    numbers = sampled_frames(count, fps, settings.sampling)
+    sampling = settings.sampling
+    if sampling.frame_sampler is None:
+        numbers = sampled_frames(count, fps, sampling)
+    else:
+        decode = partial(decode_frames, data, source=named)
+        numbers = _chosen(sampling, named, count, fps, decode)
     return _stored(pack_video(data, numbers.tolist()), numbers, count, fps, named, settings)
 
 
 def _frame_folder(path: Path, source: str, settings: VisualSettings) -> StoredVideo:
     """LLaVA-NeXT's frame folders: 10 of the files, in the order of their names, at 2 per second;
-    with ``all_frames`` all of them."""
+    with ``all_frames`` all of them, with ``frame_sampler`` those that it chooses."""
     named = f"{source}: video {path}"
     files = sorted(file for file in path.iterdir() if file.is_file())
     if not files:
         raise ValueError(f"{named}: holds no frame")
-    if settings.sampling.all_frames:
+    if settings.sampling.frame_sampler is not None:
+        decode = partial(_open_frames, files, named)
+        numbers = _chosen(settings.sampling, named, len(files), FOLDER_FPS, decode)
+    elif settings.sampling.all_frames:
         numbers = np.arange(len(files))
     else:
         numbers = spread_frames(len(files), FOLDER_FRAMES)
     frames = [files[number].read_bytes() for number in numbers]
     return _stored(pack_frames(frames), numbers, len(files), FOLDER_FPS, named, settings)
+
+
+def _open_frames(files: Sequence[Path], named: str, numbers: Sequence[int]) -> list[Image.Image]:
+    return [open_image(files[n].read_bytes(), f"{named}: frame {n}") for n in numbers]
+
+
+def _chosen(
+    sampling: FrameSampling,
+    named: str,
+    count: int,
+    fps: float,
+    decode: Callable[[Sequence[int]], list[Image.Image]],
+) -> np.ndarray:
+    """What the user's function takes of a video."""
+    assert sampling.frame_sampler is not None
+    video = VideoFrames(
+        source=named,
+        num_frames=count,
+        fps=fps,
+        frames_upbound=sampling.frames_upbound,
+        decode=decode,
+    )
+    return chosen_frames(sampling.frame_sampler, video)
 
 
 def _stored(
@@ -162,15 +198,16 @@ def _stored(
     return StoredVideo(item, len(numbers), count / fps, times)
 
 
-def _timed(turns: Sequence[Turn], video: StoredVideo) -> tuple[Turn, ...]:
+def _timed(turns: Sequence[Turn], video: StoredVideo, how: str) -> tuple[Turn, ...]:
     """The video first, then when its frames are, then the question.
 
-    The wording is what LLaVA-Video was trained with, without a space before "Please".
+    The wording is what LLaVA-Video was trained with, without a space before "Please"; `how` is
+    "uniformly sampled" there.
     """
     times = ",".join(f"{time:.2f}s" for time in video.times)
     instruction = (
         f"The video lasts for {video.seconds:.2f} seconds, and {video.num_frames} frames are "
-        f"uniformly sampled from it. These frames are located at {times}.Please answer the "
+        f"{how} from it. These frames are located at {times}.Please answer the "
         "following questions related to this video."
     )
     first = next(n for n, turn in enumerate(turns) if IMAGE_PLACEHOLDER in turn.text)

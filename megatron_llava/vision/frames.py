@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.user_function import load_function
+from megatron_llava.vision.frame_sampler import FLAG
 from megatron_llava.vision.tiles import square_view
 
 FOLDER_FPS = 2.0
@@ -27,7 +29,7 @@ FOLDER_FRAMES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """The flags --video-fps, --frames-upbound, --force-sample and --all-frames.
+    """The flags --video-fps, --frames-upbound, --force-sample, --all-frames and --frame-sampler.
 
     Raises:
         ValueError: one line naming the flag.
@@ -45,6 +47,10 @@ class FrameSampling:
     all_frames: bool = False
     """Take every frame of every video."""
 
+    frame_sampler: str | None = None
+    """`package.module:function` that chooses the frames, at most frames_upbound: see
+    `frame_sampler.chosen_frames`."""
+
     def __post_init__(self) -> None:
         if self.video_fps < 1:
             raise ValueError(f"--video-fps {self.video_fps}: expected at least 1")
@@ -58,11 +64,19 @@ class FrameSampling:
                 "--all-frames takes every frame: drop --video-fps, --frames-upbound and "
                 "--force-sample"
             )
+        if self.frame_sampler is None:
+            return
+        if self.all_frames or self.video_fps != 1 or self.force_sample:
+            raise ValueError(
+                f"{FLAG} {self.frame_sampler} chooses the frames: drop --video-fps, --force-sample "
+                "and --all-frames"
+            )
+        load_function(FLAG, self.frame_sampler)
 
 
 def sampled_frames(num_frames: int, fps: float, sampling: FrameSampling) -> NDArray[np.int64]:
-    """Numbers of the frames to take of `num_frames` > 0 at `fps` per second; repeats are possible
-    where fewer frames are there than have to be taken."""
+    """Numbers of the frames to take of `num_frames` > 0 at `fps` per second where no function of
+    the user's chooses; repeats are possible where fewer are there than have to be taken."""
     if sampling.all_frames:
         return np.arange(num_frames)
     # LLaVA-NeXT fails below half a frame per wanted one; every frame is what it would mean.

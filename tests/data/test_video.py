@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import tarfile
@@ -26,6 +27,8 @@ from megatron_llava.data.preprocess import preprocess
 from megatron_llava.data.row_plan import NumpyPlanner
 from megatron_llava.data.statistics import statistics
 from megatron_llava.data.store import Store
+from megatron_llava.data.stored_video import pack_frames, pack_video, unpack_frames
+from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.text.tokenizer import load_tokenizer
 from megatron_llava.training.packs import opened_store
 from megatron_llava.vision.frames import (
@@ -216,6 +219,85 @@ def test_every_frame_of_files_and_folders(stored, videos):
     assert counts[2] > 10 and [size[0] for size in store.image_sizes.tolist()] == counts
 
 
+@pytest.mark.proves("F1")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_frames_that_a_function_of_the_user_chooses(stored, videos, workers):
+    several = record(["long.mp4", "short.mkv", "frames"], "<video><video><video>")
+    store = stored(
+        several, frame_sampler="frame_samplers:sparse", frames_upbound=9, workers=workers
+    )
+    assert store.manifest["provenance"]["flags"]["frame_sampler"] == "frame_samplers:sparse"
+    sparse = [0, 1, 3, 6, 10, 15, 21, 28, 36]
+    numbers = {"long.mp4": sparse, "short.mkv": sparse[:7]}
+    assert [size[0] for size in store.image_sizes.tolist()] == [9, 7, 9]
+    of_files, folder = store.images(0)[:2], store.images(0)[2]
+    for item, (name, expected) in zip(of_files, numbers.items(), strict=True):
+        assert item == pack_video((videos / name).read_bytes(), expected)
+    files = [videos / "frames" / f"{number:04d}.png" for number in sparse]
+    assert folder == pack_frames([file.read_bytes() for file in files])
+
+
+@pytest.mark.proves("F1")
+def test_a_function_of_the_user_may_look_at_the_frames(stored):
+    """Those of ``frame`` that are bluest, in a file and in a folder."""
+    store = stored(
+        record(["long.mp4", "frames"], "<video><video>"),
+        frame_sampler="frame_samplers:blue",
+        frames_upbound=4,
+    )
+    for item in store.images(0):
+        blues = [np.asarray(one)[..., 2].mean() for one in unpack_frames(item, "x")]
+        drawn = [frame(number)[..., 2].mean() for number in range(4)]
+        np.testing.assert_allclose(blues, drawn, atol=4)
+
+
+def test_a_function_of_the_user_knows_the_rate_of_frames(stored):
+    given = {"frame_sampler": "frame_samplers:each_second", "frames_upbound": 0}
+    store = stored(record("long.mp4"), record("slow.mp4"), record("frames"), **given)
+    assert [size[0] for size in store.image_sizes.tolist()] == [50, 7, 19]
+
+
+def test_what_the_user_chose_is_not_called_uniform(stored, tokenizer_folder):
+    given = {"frame_sampler": "frame_samplers:sparse", "add_time_instruction": True}
+    store = stored(record("short.mkv"), **given)
+    tokenizer = load_tokenizer(str(tokenizer_folder), "auto")
+    text = describe_sample(store, 0, tokenizer, ONEVISION)
+    assert "and 7 frames are sampled from it. These frames are located at 0.00s,0.10s,0.30s" in text
+
+
+@pytest.mark.proves("F1")
+@pytest.mark.parametrize(
+    ("name", "video", "message"),
+    [
+        ("too_many", "long.mp4", "takes 500 frames, more than --frames-upbound 32"),
+        ("too_many", "frames", "takes 37 frames, more than --frames-upbound 32"),
+        ("fails", "long.mp4", "failed: KeyError: 500"),
+    ],
+)
+def test_a_wrong_function_of_the_user_is_named_with_the_file(stored, name, video, message):
+    with pytest.raises(ValueError) as caught:
+        stored(record(video), frame_sampler=f"frame_samplers:{name}")
+    said = str(caught.value)
+    assert "data.json: record 0: video " in said and "\n" not in said
+    assert f"{video}: --frame-sampler frame_samplers:{name} {message}" in said
+
+
+def test_both_tools_take_the_function_from_their_command_line():
+    parser = argparse.ArgumentParser()
+    add_video_flags(parser)
+    parser.set_defaults(image_folder=None)
+
+    def sampling(*flags):
+        return visual_settings(parser.parse_args(flags), verify=False).sampling
+
+    assert sampling() == FrameSampling()
+    name = "frame_samplers:sparse"
+    found = sampling("--frame-sampler", name, "--frames-upbound", "8")
+    assert found == FrameSampling(frame_sampler=name, frames_upbound=8)
+    with pytest.raises(ValueError, match="^--frame-sampler nowhere:f: expected MODULE:FUNCTION"):
+        sampling("--frame-sampler", "nowhere:f")
+
+
 def test_the_time_instruction(stored, make_settings, tokenizer_folder, videos):
     store = stored(
         record("long.mp4", "What happens? <video>"), frames_upbound=3, add_time_instruction=True
@@ -369,6 +451,10 @@ def test_a_time_instruction_is_for_one_video(stored):
         ({"frames_upbound": 0, "force_sample": True}, "--force-sample takes --frames-upbound"),
         ({"all_frames": True, "force_sample": True}, "--all-frames takes every frame: drop"),
         ({"all_frames": True, "frames_upbound": 8}, "--all-frames takes every frame: drop"),
+        ({"frame_sampler": "a:b", "all_frames": True}, "--frame-sampler a:b chooses the frames"),
+        ({"frame_sampler": "a:b", "video_fps": 2}, "--frame-sampler a:b chooses .* --video-fps"),
+        ({"frame_sampler": "a:b", "force_sample": True}, "--frame-sampler a:b chooses"),
+        ({"frame_sampler": "nowhere:f"}, "^--frame-sampler nowhere:f: expected MODULE:FUNCTION"),
         ({"video_folder": Path("/absent")}, "--video-folder /absent: no such directory"),
     ],
 )

@@ -9,13 +9,14 @@ from PIL import Image
 from tiny_checkpoints import tiny_tokenizer
 from tiny_model import png
 
-from megatron_llava.data.stored_video import unpack_frames
+from megatron_llava.data.stored_video import pack_frames, unpack_frames
 from megatron_llava.data.visuals import VisualSettings
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
 from megatron_llava.text.conversation import encode_conversation
 from megatron_llava.text.known_templates import get_template
 from megatron_llava.text.templates import Turn
 from megatron_llava.text.tokenizer import load_tokenizer
+from megatron_llava.vision.frames import FrameSampling
 
 pytestmark = pytest.mark.usefixtures("cpu_platform")
 
@@ -166,6 +167,19 @@ def test_a_question_about_a_video(read, tmp_path):
     assert len(plain.prompt.token_ids) < len(question.prompt.token_ids)
     (blank,) = read(made, blank_images=True)
     assert len(unpack_frames(blank.prompt.images[0], "blank")) == 10
+
+
+@pytest.mark.proves("F1")
+def test_a_question_about_the_frames_that_a_function_of_the_user_chooses(read, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(12):
+        (frames / f"{number:02}.png").write_bytes(png((30, 20), number))
+    made = record("<video>\nhow many dogs?", "three", video="frames")
+    sampling = FrameSampling(frame_sampler="frame_samplers:sparse")
+    (question,) = read(made, visuals={"sampling": sampling})
+    files = [frames / f"{number:02}.png" for number in (0, 1, 3, 6, 10)]
+    assert question.prompt.images == (pack_frames([file.read_bytes() for file in files]),)
 
 
 def test_several_people_answered(read):
