@@ -142,7 +142,10 @@ bool add_grid(const Visual& visual, const ImageSettings& settings, Merge* merge)
   if (has_base) merge->canvases[merge->num_canvases++] = stacked(0, 1, side);
   Canvas canvas = {first_tile, columns, side,
                    {0, rows * side, rows * side}, {0, columns * side, columns * side}, 0};
-  if (settings.family == kUnpad) {
+  if (settings.pools_canvas) {
+    canvas.pooling = kMax;
+    canvas.vertical.size /= 2, canvas.horizontal.size /= 2;
+  } else if (settings.family == kUnpad) {
     canvas.newline_every = 1;
     unpad(visual.width, visual.height, settings.rounds_to_7_digits != 0, &canvas);
     shrink(settings, &canvas);
@@ -155,8 +158,6 @@ bool add_grid(const Visual& visual, const ImageSettings& settings, Merge* merge)
 
 bool merge_image(const Visual& visual, const ImageSettings& settings, Merge* merge) {
   if (visual.width < 1 || visual.height < 1) return false;
-  merge->pools_by_average =
-      settings.pools_by_average != 0 && settings.merged_side != settings.patches_per_side;
   if (visual.after_image && settings.image_separator) {
     merge->before[merge->num_before++] = kSeparator;
   }
@@ -169,14 +170,17 @@ bool merge_image(const Visual& visual, const ImageSettings& settings, Merge* mer
     return false;
   }
   if (settings.image_start_end) merge->after[merge->num_after++] = kImageEnd;
+  if (settings.merged_side != settings.patches_per_side) {
+    for (int i = 0; i < merge->num_canvases; ++i) merge->canvases[i].pooling = settings.pooling;
+  }
   return true;
 }
 
 bool merge_video(const Visual& visual, const VideoSettings& settings, Merge* merge) {
   if (visual.width < 1) return false;
   merge->num_views = visual.width;
-  merge->pools_by_average = settings.pools_by_average != 0;
   Canvas frames = stacked(0, visual.width, settings.pooled_side);
+  frames.pooling = settings.pooling;
   if (settings.newline_position == kGrid) frames.newline_every = 1;
   if (settings.newline_position == kFrame) frames.newline_every = settings.pooled_side;
   if (settings.image_start_end) merge->before[merge->num_before++] = kImageStart;

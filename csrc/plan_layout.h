@@ -19,11 +19,12 @@ struct ImageSettings {
   int64_t tile_size;            // pixels
   int64_t patches_per_side;     // u
   int64_t merged_side;          // tokens per side of a view, u or what pooling leaves of it
-  int64_t pools_by_average;     // else bilinear
+  int64_t pooling;              // of views: kBilinear, kAverage, kMax
   int64_t uses_grid;            // whether images are cut into tiles
   int64_t has_base_view;
   int64_t merges_base;          // off for the _nobase merge types
   int64_t family;               // kFlat, kSpatial, kUnpad
+  int64_t pools_canvas;         // 2 x 2 by their largest, instead of cropping it
   int64_t rounds_to_7_digits;   // --unpad-round hf
   int64_t max_merged_views;     // N of anyres_max_N, 0 for none
   int64_t token_threshold;      // of anyres_thresholded_N, 0 for none
@@ -36,11 +37,12 @@ struct ImageSettings {
   const int64_t* pinpoints;     // [num_pinpoints, 2], (width, height) in pixels
 };
 constexpr int64_t kFlat = 0, kSpatial = 1, kUnpad = 2;
+constexpr int64_t kBilinear = 0, kAverage = 1, kMax = 2;
 
 struct VideoSettings {
   int64_t patches_per_side;     // u
   int64_t pooled_side;          // tokens per side of a frame
-  int64_t pools_by_average;     // else bilinear
+  int64_t pooling;              // kBilinear, kAverage, kMax
   int64_t newline_position;     // kGrid, kFrame, kOneToken, kNoToken
   int64_t image_start_end;
 };
@@ -68,6 +70,7 @@ struct Canvas {
   int64_t side;                 // u, or less where every view is resized on its own
   Side vertical, horizontal;
   int64_t newline_every;        // rows; 0 for no newline
+  int64_t pooling = kBilinear;  // of the canvas, or of each view where side is not u
   int64_t num_tokens() const {
     const int64_t newlines = newline_every ? vertical.size / newline_every : 0;
     return vertical.size * horizontal.size + newlines;
@@ -80,7 +83,6 @@ struct Merge {
   int num_before = 0, num_canvases = 0, num_after = 0;
   int64_t before[2], after[2];
   Canvas canvases[2];
-  bool pools_by_average = false;
   // Views of a canvas, whether it shows all of them or not: those up to the next canvas.
   int64_t views_of(int canvas) const {
     const int64_t end = canvas + 1 < num_canvases ? canvases[canvas + 1].first_view : num_views;

@@ -52,11 +52,11 @@ void sum_of(const Pair& row, const Pair& column, int64_t upper, int64_t lower, i
 }
 
 // Writes the rows of a canvas from `at` on; returns how many taps are used.
-int64_t write_canvas(const Canvas& canvas, int64_t patches, bool by_average, int64_t first_feature,
-                     int64_t newline, int64_t at, const Output& out) {
+int64_t write_canvas(const Canvas& canvas, int64_t patches, int64_t first_feature, int64_t newline,
+                     int64_t at, const Output& out) {
   const int64_t tokens = patches * patches;
-  auto rows = side_pairs(canvas.vertical, canvas.side, patches, by_average);
-  auto columns = side_pairs(canvas.horizontal, canvas.side, patches, by_average);
+  auto rows = pairs_down(canvas, patches);
+  auto columns = pairs_across(canvas, patches);
   const bool copies = is_copy(rows) && is_copy(columns);
   place(&rows, patches, canvas.columns * tokens, patches);
   place(&columns, patches, tokens, 1);
@@ -126,14 +126,14 @@ void write_copied_line(const Inverse& across, int64_t left, int64_t patches, int
 }
 
 // The uses of the features of a canvas, all of its views.
-void write_canvas_uses(const Canvas& canvas, int64_t views, int64_t patches, bool by_average,
-                       int64_t row, Uses* uses) {
+void write_canvas_uses(const Canvas& canvas, int64_t views, int64_t patches, int64_t row,
+                       Uses* uses) {
   const int64_t view_rows = views / canvas.columns;
-  const auto pairs_down = side_pairs(canvas.vertical, canvas.side, patches, by_average);
-  const auto pairs_across = side_pairs(canvas.horizontal, canvas.side, patches, by_average);
-  const Inverse down = inverse_of(pairs_down, view_rows * patches);
-  const Inverse across = inverse_of(pairs_across, canvas.columns * patches);
-  const bool copies = is_copy(pairs_down) && is_copy(pairs_across);
+  const auto rows = pairs_down(canvas, patches);
+  const auto columns = pairs_across(canvas, patches);
+  const Inverse down = inverse_of(rows, view_rows * patches);
+  const Inverse across = inverse_of(columns, canvas.columns * patches);
+  const bool copies = is_copy(rows) && is_copy(columns);
   // The lines that each use of a source down is in.
   const auto starts = line_starts(canvas, row);
   std::vector<int64_t> lines(down.position.size());
@@ -164,8 +164,7 @@ int64_t write_rows(const Merge& merge, int64_t patches_per_side, int64_t first_f
   for (int i = 0; i < merge.num_before; ++i) out.copy(row++, special - merge.before[i]);
   for (int i = 0; i < merge.num_canvases; ++i) {
     const Canvas& canvas = merge.canvases[i];
-    used += write_canvas(canvas, patches_per_side, merge.pools_by_average, first_feature,
-                         special - kNewline, row, out);
+    used += write_canvas(canvas, patches_per_side, first_feature, special - kNewline, row, out);
     row += canvas.num_tokens();
   }
   for (int i = 0; i < merge.num_after; ++i) out.copy(row++, special - merge.after[i]);
@@ -183,7 +182,7 @@ void write_feature_uses(const Merge& merge, int64_t patches_per_side, int64_t ro
   for (int i = 0; i < merge.num_canvases; ++i) {
     const Canvas& canvas = merge.canvases[i];
     unused_until(canvas.first_view, &view);
-    write_canvas_uses(canvas, merge.views_of(i), patches_per_side, merge.pools_by_average, row, uses);
+    write_canvas_uses(canvas, merge.views_of(i), patches_per_side, row, uses);
     view += merge.views_of(i);
     row += canvas.num_tokens();
   }

@@ -17,25 +17,40 @@ Pair bilinear(int64_t size, int64_t new_size, int64_t i) {
   return {{low, std::min(low + 1, size - 1)}, {1.0F - high_weight, high_weight}};
 }
 
-}  // namespace
+// Position i of `size` resized to `new_size`, by twos of this weight, or bilinearly where that is 0.
+Pair resized(int64_t size, int64_t new_size, int64_t i, float of_two) {
+  if (of_two == 0.0F || size == new_size) return bilinear(size, new_size, i);
+  return {{2 * i, 2 * i + 1}, {of_two, of_two}};
+}
 
-std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patches, bool by_average) {
+std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patches, float of_two) {
   std::vector<Pair> pairs(static_cast<std::size_t>(side.size));
   for (int64_t i = 0; i < side.size; ++i) {
     Pair& pair = pairs[static_cast<std::size_t>(i)];
     int64_t first = side.start;
     if (view_side == patches) {
-      pair = bilinear(side.kept, side.size, i);
+      pair = resized(side.kept, side.size, i, of_two);
     } else {
       // Views are resized one by one, or their canvas is, but never both.
       const int64_t view = (i + side.start) / view_side, inside = (i + side.start) % view_side;
-      pair = by_average ? Pair{{2 * inside, 2 * inside + 1}, {0.5F, 0.5F}}
-                        : bilinear(patches, view_side, inside);
+      pair = resized(patches, view_side, inside, of_two);
       first = view * patches;
     }
     for (int64_t& at : pair.at) at += first;
   }
   return pairs;
+}
+
+}  // namespace
+
+std::vector<Pair> pairs_down(const Canvas& canvas, int64_t patches) {
+  const float of_two = canvas.pooling == kMax ? -0.5F : canvas.pooling == kAverage ? 0.5F : 0.0F;
+  return side_pairs(canvas.vertical, canvas.side, patches, of_two);
+}
+
+std::vector<Pair> pairs_across(const Canvas& canvas, int64_t patches) {
+  const float of_two = canvas.pooling == kBilinear ? 0.0F : 0.5F;
+  return side_pairs(canvas.horizontal, canvas.side, patches, of_two);
 }
 
 bool is_copy(const std::vector<Pair>& pairs) {

@@ -15,8 +15,10 @@ struct Pair {
   float weight[2];
 };
 
-// The pairs of one side of a canvas.
-std::vector<Pair> side_pairs(const Side& side, int64_t view_side, int64_t patches, bool by_average);
+// The pairs of both sides of a canvas of views of `patches` features a side. A product of weights
+// below 0 says that the position is the largest of its sources.
+std::vector<Pair> pairs_down(const Canvas& canvas, int64_t patches);
+std::vector<Pair> pairs_across(const Canvas& canvas, int64_t patches);
 
 // Whether each position is one source, as it is.
 bool is_copy(const std::vector<Pair>& pairs);

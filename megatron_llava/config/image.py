@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from megatron_llava.config.image_checks import (
+    MAXPOOL,
     check_channels,
     check_choice,
     check_merge_type,
@@ -50,7 +51,9 @@ class ImageSettings:
     """Allowed canvas sizes, (width, height) in pixels, multiples of S; empty for square and pad."""
 
     mm_patch_merge_type: str
-    """'flat' | 'spatial' | 'spatial_unpad', each also with '_nobase' (base view not merged)."""
+    """'flat' | 'spatial' | 'spatial_unpad', each also with '_nobase' (base view not merged);
+    'spatial_maxpool2x2' and 'spatial_unpad_maxpool2x2' take the largest of 2 x 2 features of a
+    canvas of tiles, which is not cropped and has no newlines."""
 
     unpad_round: str
     """'llava' truncates the unpadded side; 'hf' rounds it to 7 digits first (transformers)."""
@@ -152,6 +155,16 @@ class ImageSettings:
         return self.image_aspect_ratio not in ("square", "pad")
 
     @property
+    def pools_canvas(self) -> bool:
+        """Whether a canvas of tiles is pooled by the largest of 2 x 2 features."""
+        return MAXPOOL in self.mm_patch_merge_type
+
+    @property
+    def pools_by_max(self) -> bool:
+        """Whether tokens of images or frames are the largest of some features."""
+        return self.pools_canvas or self.mm_spatial_pool_mode == "max"
+
+    @property
     def has_base_view(self) -> bool:
         """Whether the tiles of a grid are preceded by a view of the whole image."""
         return self.image_aspect_ratio != "nobase"
@@ -244,6 +257,23 @@ class ImageSettings:
 
     def _check_pooling(self) -> None:
         stride, mode = self.image_pool_stride, self.mm_spatial_pool_mode
+        resizes = self.max_merged_views is not None or self.token_threshold is not None
+        if self.pools_canvas and (stride > 1 or resizes):
+            other = (
+                f"--image-pool-stride {stride}"
+                if stride > 1
+                else f"--image-aspect-ratio {self.image_aspect_ratio}"
+            )
+            raise ValueError(
+                f"--mm-patch-merge-type {self.mm_patch_merge_type} with {other}: both resize the "
+                "features of an image; drop one of them"
+            )
+        if self.pools_by_max and self.tile_position_embedding:
+            raise ValueError(
+                "--tile-position-embedding is added to features, of which --mm-patch-merge-type "
+                f"{self.mm_patch_merge_type} and --mm-spatial-pool-mode {mode} take the largest: "
+                "drop one of them"
+            )
         if stride == 1:
             return
         check_pool_stride("--image-pool-stride", stride, mode)
@@ -252,7 +282,7 @@ class ImageSettings:
                 f"--image-pool-stride {stride}: a view has only {self.patches_per_side} features "
                 "per side"
             )
-        if self.max_merged_views is not None or self.token_threshold is not None:
+        if resizes:
             raise ValueError(
                 f"--image-pool-stride {stride} with --image-aspect-ratio "
                 f"{self.image_aspect_ratio}: both resize the features of an image; choose anyres "

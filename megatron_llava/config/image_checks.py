@@ -9,17 +9,23 @@ MERGE_TYPES = (
     "flat_nobase",
     "spatial_nobase",
     "spatial_unpad_nobase",
+    "spatial_maxpool2x2",
+    "spatial_maxpool2x2_nobase",
+    "spatial_unpad_maxpool2x2",
+    "spatial_unpad_maxpool2x2_nobase",
 )
+MAXPOOL = "maxpool2x2"
 
 
 def pooled_side(side: int, stride: int, mode: str) -> int:
-    """Tokens per side of a view of ``side`` features; 'average' leaves out what does not divide."""
-    return side // stride if mode == "average" else -(-side // stride)
+    """Tokens per side of a view of ``side`` features; 'average' and 'max' leave out what does not
+    divide."""
+    return -(-side // stride) if mode == "bilinear" else side // stride
 
 
 def check_pool_stride(flag: str, stride: int, mode: str) -> None:
-    """Refuse a stride that is none, or whose average a token cannot hold."""
-    if stride < 1 or (mode == "average" and stride > 2):
+    """Refuse a stride that is none, or of more features than a token can name."""
+    if stride < 1 or (mode != "bilinear" and stride > 2):
         expected = "1 or 2, as a token has at most 4 features" if stride > 2 else "at least 1"
         raise ValueError(f"{flag} {stride} with --mm-spatial-pool-mode {mode}: expected {expected}")
 
@@ -35,11 +41,6 @@ def check_patch_size(tile_size: int, patch_size: int) -> None:
 
 def check_merge_type(merge_type: str) -> None:
     """Refuse what is not in MERGE_TYPES."""
-    if "maxpool" in merge_type:
-        raise ValueError(
-            f"--mm-patch-merge-type {merge_type}: takes the largest of 4 features, which is no "
-            f"weighted sum of them: expected one of {', '.join(MERGE_TYPES)}"
-        )
     check_choice("--mm-patch-merge-type", merge_type, MERGE_TYPES)
 
 

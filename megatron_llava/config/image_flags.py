@@ -59,7 +59,8 @@ class ImageConfig:
     )
     mm_patch_merge_type: str | None = flag(
         None,
-        "How tiles become tokens: flat, spatial or spatial_unpad, each also with _nobase",
+        "How tiles become tokens: flat, spatial or spatial_unpad, the latter two also with "
+        "_maxpool2x2, and each with _nobase",
         from_checkpoint="overridable",
     )
     pinpoint_order: Literal["wh", "hw"] = flag(
@@ -106,7 +107,7 @@ class ImageConfig:
         "says; 1 does not pool",
         from_checkpoint="overridable",
     )
-    mm_spatial_pool_mode: Literal["bilinear", "average"] = flag(
+    mm_spatial_pool_mode: Literal["bilinear", "average", "max"] = flag(
         "bilinear",
         "How the features of a video's frame are pooled: bilinear rounds up to 196 tokens of 729, "
         "average down to 169",

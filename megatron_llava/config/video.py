@@ -12,7 +12,7 @@ from megatron_llava.config.image_checks import (
     pooled_side,
 )
 
-POOL_MODES = ("bilinear", "average")
+POOL_MODES = ("bilinear", "average", "max")
 NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")
 
 
@@ -36,7 +36,8 @@ class VideoSettings:
     """As for images. 'flat' has no newline, and the other types have one only with 'unpad'."""
 
     mm_spatial_pool_mode: str = "bilinear"
-    """'bilinear' gives ceil(u / stride) tokens per side of a frame, 'average' u // stride."""
+    """'bilinear' gives ceil(u / stride) tokens per side of a frame, 'average' and 'max' give
+    u // stride."""
 
     mm_spatial_pool_stride: int = 2
     """Features per token along each side; 1 does not pool. LLaVA-NeXT always trains with 2."""
@@ -52,11 +53,6 @@ class VideoSettings:
         check_patch_size(self.tile_size, self.patch_size)
         check_merge_type(self.mm_patch_merge_type)
         mode, stride = self.mm_spatial_pool_mode, self.mm_spatial_pool_stride
-        if mode == "max":
-            raise ValueError(
-                "--mm-spatial-pool-mode max: takes the largest of several features, which is no "
-                f"weighted sum of them: expected one of {', '.join(POOL_MODES)}"
-            )
         check_choice("--mm-spatial-pool-mode", mode, POOL_MODES)
         check_choice("--mm-newline-position", self.mm_newline_position, NEWLINE_POSITIONS)
         check_pool_stride("--mm-spatial-pool-stride", stride, mode)

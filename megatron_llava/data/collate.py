@@ -3,7 +3,8 @@
 A sequence is the samples of a pack one behind the other, every image placeholder replaced by its
 visual tokens, then padding. What stands at each position is written as a sparse row operator over
 the virtual table [features F | specials S | text N]: F = max(V, 1) * T projected features in view
-order, the special rows (image_newline first), and the embeddings of the pack's text tokens.
+order (behind them what max_pooling.py adds), the special rows (image_newline first), and the
+embeddings of the pack's text tokens.
 
 Sizes in shapes: R positions with padding, N text tokens, V views, T tokens per view, S pixels per
 side of a view, L positions with a loss, n sequences in cu_seqlens, i images.
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import video_settings
+from megatron_llava.data.max_pooling import with_max_rows
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.row_plan import (
     VIDEO,
@@ -113,7 +115,7 @@ def collate(
     )
     token_ids = text.tokens[~text.is_image]
     feature_positions, view_bounds = _positions(visuals, settings)
-    return PackedBatch(
+    batch = PackedBatch(
         token_ids=token_ids,
         position_ids=np.arange(total_rows) - sequence_starts,
         cu_seqlens=cu_seqlens,
@@ -142,6 +144,10 @@ def collate(
         attended=int((sample_rows**2).sum()),
         num_loss_rows=int(np.count_nonzero(has_loss)),
     )
+    # Of ranks that share views, each has other rows: share.py does it then.
+    if settings.pools_by_max and view_share[1] == 1:
+        return with_max_rows(batch, num_features, planner)
+    return batch
 
 
 class _Text:

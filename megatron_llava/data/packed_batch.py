@@ -123,6 +123,10 @@ class PackedBatch:
     num_loss_rows: int
     """Positions with a loss of the whole pack, also in a share of it."""
 
+    max_taps: NDArray[np.int64] | None = None
+    """[M', 4], the features that rows F to F + M' of the virtual table are the largest of, element
+    by element; None where no token is one."""
+
     row_order: NDArray[np.int64] | None = None
     """[pack's rows], the positions that the context-parallel ranks hold, rank after rank; None
     where this is a whole pack."""
@@ -176,5 +180,6 @@ class TensorBatch:
     num_rows: int
     attended: int
     num_loss_rows: int
+    max_taps: torch.Tensor | None
     row_order: torch.Tensor | None
     exchange: FeatureExchange | None

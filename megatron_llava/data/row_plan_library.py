@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.config.video import NEWLINE_POSITIONS, VideoSettings
+from megatron_llava.config.image_checks import MAXPOOL
+from megatron_llava.config.video import NEWLINE_POSITIONS, POOL_MODES, VideoSettings
 from megatron_llava.data.row_plan import (
     NoLayoutError,
     NumpyPlanner,
@@ -180,11 +181,12 @@ class _ImageSettings(ctypes.Structure):
                 "tile_size",
                 "patches_per_side",
                 "merged_side",
-                "pools_by_average",
+                "pooling",
                 "uses_grid",
                 "has_base_view",
                 "merges_base",
                 "family",
+                "pools_canvas",
                 "rounds_to_7_digits",
                 "max_merged_views",
                 "token_threshold",
@@ -208,7 +210,7 @@ class _VideoSettings(ctypes.Structure):
         for name in (
             "patches_per_side",
             "pooled_side",
-            "pools_by_average",
+            "pooling",
             "newline_position",
             "image_start_end",
         )
@@ -223,11 +225,12 @@ def _image_settings(image: ImageSettings) -> _ImageSettings:
         tile_size=image.tile_size,
         patches_per_side=image.patches_per_side,
         merged_side=image.merged_side,
-        pools_by_average=image.mm_spatial_pool_mode == "average",
+        pooling=POOL_MODES.index(image.mm_spatial_pool_mode),
         uses_grid=image.uses_grid,
         has_base_view=image.has_base_view,
         merges_base="nobase" not in merge_type,
-        family=_FAMILIES.index(merge_type.removesuffix("_nobase")),
+        family=_FAMILIES.index(merge_type.removesuffix("_nobase").removesuffix(f"_{MAXPOOL}")),
+        pools_canvas=image.pools_canvas,
         rounds_to_7_digits=image.unpad_round == "hf",
         max_merged_views=image.max_merged_views or 0,
         token_threshold=image.token_threshold or 0,
@@ -249,7 +252,7 @@ def _video_settings(video: VideoSettings) -> _VideoSettings:
     return _VideoSettings(
         patches_per_side=video.patches_per_side,
         pooled_side=video.pooled_side,
-        pools_by_average=video.mm_spatial_pool_mode == "average",
+        pooling=POOL_MODES.index(video.mm_spatial_pool_mode),
         newline_position=NEWLINE_POSITIONS.index(video.newline_position),
         image_start_end=video.image_start_end,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_llava.data.max_pooling import with_max_rows
 from megatron_llava.data.packed_batch import FeatureExchange, PackedBatch
 from megatron_llava.data.row_plan_library import row_planner
 
@@ -80,7 +81,9 @@ def rows_of_rank(cu_seqlens: NDArray[np.int32], rank: int, size: int) -> NDArray
     return np.flatnonzero((chunk == rank) | (chunk == 2 * size - 1 - rank))
 
 
-def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> PackedBatch:
+def share_of_pack(
+    batch: PackedBatch, share: Share, tokens_per_view: int, *, pools_by_max: bool = False
+) -> PackedBatch:
     """This rank's share of a pack.
 
     Its table of rows for ``visual_pack`` holds only what its positions use: the features that it
@@ -89,9 +92,11 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
     Args:
         batch: a whole pack, its views being this rank's already.
         tokens_per_view: T.
+        pools_by_max: the settings' property of that name.
     """
     if share.view_size == 1:
         return batch
+    assert batch.max_taps is None, "rows of maxima are made of a share"
     num_features = max(batch.num_views, 1) * tokens_per_view
     rows = [
         rows_of_rank(batch.cu_seqlens, rank, share.context_size)
@@ -112,7 +117,7 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
     place[mine] = np.arange(len(mine))
     loss_rows = place[batch.loss_rows]
     here = loss_rows >= 0
-    return replace(
+    part = replace(
         batch,
         token_ids=token_ids,
         position_ids=batch.position_ids[mine],
@@ -131,6 +136,7 @@ def share_of_pack(batch: PackedBatch, share: Share, tokens_per_view: int) -> Pac
         row_order=np.concatenate(rows) if share.context_size > 1 else None,
         exchange=_exchange(needed, share, batch.num_views, tokens_per_view),
     )
+    return with_max_rows(part, len(own_features), row_planner()) if pools_by_max else part
 
 
 def _features_used(

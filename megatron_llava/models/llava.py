@@ -137,16 +137,21 @@ class LlavaModel(MegatronModule):
 
     def visual_features(self, batch: TensorBatch) -> torch.Tensor:
         """The feature rows [F, H] that ``visual_pack`` takes: encoded, projected, and where the
-        model does so, having seen the other frames of their video and images of their sample."""
+        model does so, having seen the other frames of their video and images of their sample;
+        behind them the largest of some, where the batch says of which."""
         features_FH = self.encode_images(batch.tiles, batch.exchange)
         encoder = getattr(self, "temporal_encoder", None)
         attention = getattr(self, "cross_image_attention", None)
         tokens = len(features_FH) // max(batch.num_views, 1)
         if encoder is not None:
             features_FH = encoder(features_FH, batch.videos, tokens)
-        if attention is None:
+        if attention is not None:
+            of_samples = [views * tokens for views in batch.sample_views if views]
+            features_FH = attention(features_FH, of_samples)
+        if batch.max_taps is None:
             return features_FH
-        return attention(features_FH, [views * tokens for views in batch.sample_views if views])
+        largest_MH = features_FH[batch.max_taps].max(dim=1).values
+        return torch.cat((features_FH, largest_MH))
 
     def embed(self, batch: TensorBatch, features_FH: torch.Tensor | None = None) -> torch.Tensor:
         """The input rows of the decoder [R, 1, H]: text embeddings and visual features, packed.

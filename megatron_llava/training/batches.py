@@ -173,7 +173,12 @@ class BatchSource:
                 packed = with_loss_origins(packed, self.schedule.pack(pack))
             if self._same_length:
                 packed = pad_batch(packed, rows)
-            packed = share_of_pack(packed, self.share, self.settings.tokens_per_view)
+            packed = share_of_pack(
+                packed,
+                self.share,
+                self.settings.tokens_per_view,
+                pools_by_max=self.settings.pools_by_max,
+            )
             yield self._send_tiles(packed.to_torch(self.device), packed.num_views)
 
     def _send_tiles(self, batch: TensorBatch, num_views: int) -> TensorBatch:

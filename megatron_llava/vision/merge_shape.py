@@ -6,6 +6,7 @@ between and behind them:
     flat           the views one below the other
     spatial        the base view, then the tiles side by side as they lay in the image
     spatial_unpad  the same, cropped to the image, perhaps shrunk, a newline after each row
+    maxpool2x2     the base view, then the largest of 2 x 2 neighbours on the canvas of tiles
     one view       that view, and a newline where the merge type is an unpadding one
     video          the pooled frames one below the other, a newline after each row, after each
                    frame, once at the end, or nowhere
@@ -32,6 +33,10 @@ IMAGE_END = -4
 
 _SHRINK_ABOVE = 1.1
 
+BILINEAR, AVERAGE, MAX = 0, 1, 2
+"""How positions of a canvas come from more than one feature: weighed, or by 2 x 2 of them."""
+_POOLING = {"bilinear": BILINEAR, "average": AVERAGE, "max": MAX}
+
 
 class Crop(NamedTuple):
     """A rectangle of a canvas, counted in its positions."""
@@ -52,6 +57,7 @@ class Canvas(NamedTuple):
     height: int  # rows and columns of the crop in the sequence, after shrinking
     width: int
     newline_every: int = 0  # rows; 0 for no newline
+    pooling: int = BILINEAR  # of a canvas, or of each of its views where side is not u
 
     @property
     def num_tokens(self) -> int:
@@ -66,7 +72,6 @@ class Merge(NamedTuple):
     before: tuple[int, ...]  # taps
     canvases: tuple[Canvas, ...]
     after: tuple[int, ...]
-    pools_by_average: bool = False  # how a view is resized on its own: average or bilinear
 
     @property
     def num_tokens(self) -> int:
@@ -125,8 +130,7 @@ def merge_image(
         after = (NEWLINE,)
     if settings.image_start_end:
         before, after = (*before, IMAGE_START), (*after, IMAGE_END)
-    by_average = settings.mm_spatial_pool_mode == "average" and settings.image_pool_stride > 1
-    return Merge(num_views, before, canvases, after, pools_by_average=by_average)
+    return Merge(num_views, before, canvases, after)
 
 
 def merge_video(num_frames: int, settings: VideoSettings) -> Merge:
@@ -135,13 +139,13 @@ def merge_video(num_frames: int, settings: VideoSettings) -> Merge:
         raise ValueError(f"video of {num_frames} frames: expected at least 1")
     side, position = settings.pooled_side, settings.newline_position
     every = {"grid": 1, "frame": side}.get(position, 0)
-    frames = _stacked(0, num_frames, side)._replace(newline_every=every)
+    pooling = _POOLING[settings.mm_spatial_pool_mode]
+    frames = _stacked(0, num_frames, side)._replace(newline_every=every, pooling=pooling)
     after = (NEWLINE,) if position == "one_token" else ()
     before: tuple[int, ...] = ()
     if settings.image_start_end:
         before, after = (IMAGE_START,), (*after, IMAGE_END)
-    by_average = settings.mm_spatial_pool_mode == "average"
-    return Merge(num_frames, before, (frames,), after, pools_by_average=by_average)
+    return Merge(num_frames, before, (frames,), after)
 
 
 def _stacked(first_view: int, views: int, side: int) -> Canvas:
@@ -154,6 +158,16 @@ def _image_canvases(
     image_size: Size, settings: ImageSettings, single_view: bool
 ) -> tuple[int, tuple[Canvas, ...]]:
     """Number of views to encode, and the canvases read from them."""
+    views, canvases = _unpooled_canvases(image_size, settings, single_view)
+    if settings.image_pool_stride == 1:
+        return views, canvases
+    pooling = _POOLING[settings.mm_spatial_pool_mode]
+    return views, tuple(canvas._replace(pooling=pooling) for canvas in canvases)
+
+
+def _unpooled_canvases(
+    image_size: Size, settings: ImageSettings, single_view: bool
+) -> tuple[int, tuple[Canvas, ...]]:
     if single_view or not settings.uses_grid:
         check_size(image_size)
         # The only view stays, whatever the merge type says about base views.
@@ -171,18 +185,22 @@ def _image_canvases(
     base = () if first_merged == first_tile else (_stacked(0, 1, side),)
     crop = Crop(0, 0, rows * side, columns * side)
     height, width = crop.height, crop.width
-    unpad = "unpad" in merge_type
+    unpad = "unpad" in merge_type and not settings.pools_canvas
     if unpad:
         size = int(image_size[0]), int(image_size[1])
         crop = unpad_crop(size, (columns * side, rows * side), settings.unpad_round)
         height, width = _shrink(crop, settings)
+    elif settings.pools_canvas:
+        height, width = crop.height // 2, crop.width // 2
     if height * width == 0 and (not base or crop.height * crop.width > 0):
         raise ValueError(
             f"image of {image_size[0]}x{image_size[1]} pixels is too thin: --image-aspect-ratio "
             f"{settings.image_aspect_ratio} with --mm-patch-merge-type {merge_type} leaves "
             f"{height}x{width} patches of its {columns}x{rows} tiles; remove the image or crop it"
         )
-    return views, (*base, Canvas(first_tile, columns, side, crop, height, width, int(unpad)))
+    pooling = MAX if settings.pools_canvas else BILINEAR
+    canvas = Canvas(first_tile, columns, side, crop, height, width, int(unpad), pooling)
+    return views, (*base, canvas)
 
 
 def _side_of_view(image_size: Size, settings: ImageSettings, merged_views: int) -> int:

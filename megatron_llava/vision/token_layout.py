@@ -16,6 +16,7 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import VideoSettings
 from megatron_llava.vision.anyres import Size
 from megatron_llava.vision.merge_shape import (
+    MAX,
     NEWLINE,
     Canvas,
     Merge,
@@ -48,7 +49,7 @@ class ImageLayout:
     Rows of one tap use column 0 with weight 1; an unused tap is index 0 with weight 0."""
 
     weights: NDArray[np.float32]
-    """[R, 4]; they sum to 1 over a row."""
+    """[R, 4]; they sum to 1 over a row, to -1 where the token is the largest of its taps."""
 
 
 def number_of_views(image_size: Size, settings: ImageSettings, *, single_view: bool = False) -> int:
@@ -129,7 +130,7 @@ def video_layout(num_frames: int, settings: VideoSettings) -> ImageLayout:
 def _layout(merge: Merge, patches_per_side: int) -> ImageLayout:
     parts = [_special_rows(merge.before)]
     for canvas in merge.canvases:
-        parts.append(_canvas_rows(canvas, patches_per_side, merge.pools_by_average))
+        parts.append(_canvas_rows(canvas, patches_per_side))
     parts.append(_special_rows(merge.after))
     taps = np.concatenate([part_taps for part_taps, _ in parts])
     weights = np.concatenate([part_weights for _, part_weights in parts])
@@ -144,15 +145,15 @@ def _special_rows(rows: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.fl
     return taps, weights
 
 
-def _canvas_rows(
-    canvas: Canvas, patches: int, by_average: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _canvas_rows(canvas: Canvas, patches: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Taps and weights [tokens, 4] of a canvas, row by row; views have patches^2 features."""
-    crop = canvas.crop
-    y = _bilinear(crop.height, canvas.height)
-    x = _bilinear(crop.width, canvas.width)
-    view_row, patch_row, y_weight = _in_views(*y, crop.top, canvas.side, patches, by_average)
-    view_column, patch_column, x_weight = _in_views(*x, crop.left, canvas.side, patches, by_average)
+    crop, side, pooling = canvas.crop, canvas.side, canvas.pooling
+    y = _resized(crop.height, canvas.height, pooling)
+    x = _resized(crop.width, canvas.width, pooling)
+    view_row, patch_row, y_weight = _in_views(*y, crop.top, side, patches, pooling)
+    view_column, patch_column, x_weight = _in_views(*x, crop.left, side, patches, pooling)
+    if pooling == MAX and (side != patches or crop.height != canvas.height):
+        y_weight = -y_weight
     row_start = (canvas.first_view + view_row * canvas.columns) * patches**2 + patch_row * patches
     column_start = view_column * patches**2 + patch_column
     # [h, 2] with [w, 2] to [h, w, 2 * 2]; the second of each pair is the patch below or right.
@@ -176,7 +177,7 @@ def _in_views(
     start: int,
     side: int,
     patches: int,
-    by_average: bool,
+    pooling: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """View and patch within it, along one side of a canvas, and weights, all [n, 2].
 
@@ -189,12 +190,19 @@ def _in_views(
     if side == patches:
         return view, inside, weight
     # Views are resized one by one, or their canvas is, but never both: each position is one.
-    patch, patch_weight = (_pairs if by_average else _bilinear)(patches, side)
+    patch, patch_weight = _resized(patches, side, pooling)
     return view[:, :1], patch[inside[:, 0]], patch_weight[inside[:, 0]]
 
 
+def _resized(
+    size: int, new_size: int, pooling: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Source positions and weights, both [new_size, 2]; an unchanged size copies."""
+    return (_pairs if pooling and size != new_size else _bilinear)(size, new_size)
+
+
 def _pairs(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Source positions and weights, both [new_size, 2], of an average over 2; the rest is cut."""
+    """Source positions and weights, both [new_size, 2], of 2 each; the rest is cut."""
     assert new_size == size // 2
     return np.arange(2 * new_size).reshape(-1, 2), np.full((new_size, 2), 0.5, dtype=np.float32)
 

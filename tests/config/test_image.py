@@ -50,7 +50,18 @@ def test_equal_settings_hash_alike() -> None:
         ({"image_aspect_ratio": "anyres_thresholded_0"}, "anyres_thresholded_0:"),
         ({"image_aspect_ratio": "highres"}, "--image-aspect-ratio highres:"),
         ({"mm_patch_merge_type": "spatial_nobas"}, "--mm-patch-merge-type spatial_nobas:"),
-        ({"mm_patch_merge_type": "spatial_maxpool2x2"}, "maxpool2x2: takes the largest of 4"),
+        (
+            {"mm_patch_merge_type": "spatial_maxpool2x2", "image_aspect_ratio": "anyres_max_4"},
+            "--mm-patch-merge-type spatial_maxpool2x2 with --image-aspect-ratio anyres_max_4: both",
+        ),
+        (
+            {"mm_patch_merge_type": "spatial_maxpool2x2", "image_pool_stride": 2},
+            "spatial_maxpool2x2 with --image-pool-stride 2: both resize",
+        ),
+        (
+            {"mm_spatial_pool_mode": "max", "tile_position_embedding": True},
+            "--tile-position-embedding is added to features, of which .* take the largest",
+        ),
         ({"unpad_round": "floor"}, "--unpad-round floor:"),
         ({"resize_mode": "stretch"}, "resize_mode stretch:"),
         ({"grid_pinpoints": ()}, "set --image-grid-pinpoints"),

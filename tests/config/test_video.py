@@ -39,7 +39,10 @@ def test_newlines_are_those_of_the_merge_type() -> None:
     [
         ({"patch_size": 385}, "tile_size 384 and patch_size 385"),
         ({"mm_patch_merge_type": "pile"}, "--mm-patch-merge-type pile:"),
-        ({"mm_spatial_pool_mode": "max"}, "--mm-spatial-pool-mode max: takes the largest"),
+        (
+            {"mm_spatial_pool_mode": "max", "mm_spatial_pool_stride": 3},
+            "--mm-spatial-pool-stride 3 .* at most 4 features",
+        ),
         ({"mm_spatial_pool_mode": "sum"}, "--mm-spatial-pool-mode sum:"),
         ({"mm_newline_position": "row"}, "--mm-newline-position row:"),
         ({"mm_spatial_pool_stride": 0}, "--mm-spatial-pool-stride 0 .* at least 1"),

@@ -201,7 +201,7 @@ def test_how_videos_were_trained_is_kept(core_process, tmp_path):
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, but"),
         ({"mm_patch_merge_type": "unires"}, "--mm-patch-merge-type unires"),
         ({"image_grid_pinpoints": [[56, 100]]}, "(56, 100)"),
-        ({"mm_spatial_pool_mode": "max"}, "--mm-spatial-pool-mode max"),
+        ({"mm_spatial_pool_mode": "sum"}, "--mm-spatial-pool-mode sum"),
         ({"mm_newline_position": "row"}, "--mm-newline-position row"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
     ],

@@ -18,10 +18,10 @@ int64_t draw(int64_t low, int64_t high) {
 }
 
 VideoSettings random_video(int64_t patches) {
-  const bool average = patches > 1 && draw(0, 1);
-  const int64_t stride = draw(1, average ? 2 : 3);
-  const int64_t side = average ? patches / stride : (patches + stride - 1) / stride;
-  return {patches, side, average, draw(kGrid, kNoToken), draw(0, 1)};
+  const int64_t pooling = patches > 1 ? draw(kBilinear, kMax) : kBilinear;
+  const int64_t stride = draw(1, pooling == kBilinear ? 3 : 2);
+  const int64_t up = pooling == kBilinear ? stride - 1 : 0;
+  return {patches, (patches + up) / stride, pooling, draw(kGrid, kNoToken), draw(0, 1)};
 }
 
 ImageSettings random_image(std::vector<int64_t>* pinpoints) {
@@ -39,8 +39,8 @@ ImageSettings random_image(std::vector<int64_t>* pinpoints) {
   image.token_threshold = draw(0, 1) && !image.max_merged_views ? draw(2, 9) * tokens : 0;
   if (!image.max_merged_views && !image.token_threshold) {
     const VideoSettings pooled = random_video(image.patches_per_side);
-    image.merged_side = pooled.pooled_side;
-    image.pools_by_average = pooled.pools_by_average;
+    image.pools_canvas = draw(0, 1);
+    if (!image.pools_canvas) image.merged_side = pooled.pooled_side, image.pooling = pooled.pooling;
   }
   image.chooses_by_aspect_ratio = draw(0, 1);
   image.waste_is_share = draw(0, 1);

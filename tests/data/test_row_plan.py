@@ -59,8 +59,11 @@ def image_settings_strategy(draw) -> ImageSettings:
     tile_size = draw(st.integers(1, 12)) * 14 + draw(st.integers(0, 13))
     aspect_ratio = draw(st.sampled_from(ASPECT_RATIOS))
     mode = draw(st.sampled_from(POOL_MODES))
-    largest = min(2, tile_size // 14) if mode == "average" else 4
-    pools = "max" not in aspect_ratio and "thresholded" not in aspect_ratio
+    largest = 4 if mode == "bilinear" else min(2, tile_size // 14)
+    resizes = "max" in aspect_ratio or "thresholded" in aspect_ratio
+    kinds = [kind for kind in MERGE_TYPES if not (resizes and "maxpool" in kind)]
+    merge_type = draw(st.sampled_from(kinds))
+    pools = not resizes and "maxpool" not in merge_type
     side = st.integers(1, 5)
     grids = draw(st.lists(st.tuples(side, side), min_size=1, max_size=9))
     return replace(
@@ -70,7 +73,7 @@ def image_settings_strategy(draw) -> ImageSettings:
         grid_pinpoints=()
         if aspect_ratio in ("square", "pad")
         else tuple((a * tile_size, b * tile_size) for a, b in grids),
-        mm_patch_merge_type=draw(st.sampled_from(MERGE_TYPES)),
+        mm_patch_merge_type=merge_type,
         unpad_round=draw(st.sampled_from(["llava", "hf"])),
         grid_choice="resolution"
         if aspect_ratio in ("square", "pad")
@@ -87,7 +90,7 @@ def image_settings_strategy(draw) -> ImageSettings:
 @st.composite
 def video_settings_strategy(draw, tile_size: int) -> VideoSettings:
     mode = draw(st.sampled_from(POOL_MODES))
-    largest = min(2, tile_size // 14) if mode == "average" else 4
+    largest = 4 if mode == "bilinear" else min(2, tile_size // 14)
     position = draw(st.sampled_from(NEWLINE_POSITIONS))
     kinds = [k for k in MERGE_TYPES if position not in ("grid", "frame") or "spatial" not in k]
     return VideoSettings(
@@ -196,7 +199,8 @@ def test_counts_of_every_small_size(compiled_planner, merge_type, unpad_round):
     tile = replace(BASE, tile_size=28, mm_patch_merge_type=merge_type, unpad_round=unpad_round)
     grids = parse_grid_pinpoints("(1x1),...,(3x4)", 28)
     sizes = list(product(range(8, 60), repeat=2))
-    for aspect_ratio in ("anyres", "anyres_max_2", "anyres_thresholded_3"):
+    ratios = ("anyres", "anyres_max_2", "anyres_thresholded_3")
+    for aspect_ratio in ratios[: 1 if "maxpool" in merge_type else 3]:
         image = replace(tile, grid_pinpoints=grids, image_aspect_ratio=aspect_ratio)
         wide = [size for size in sizes if has_tokens(size, image)]
         tokens, views = compiled_planner.count(

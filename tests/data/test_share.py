@@ -15,6 +15,7 @@ from megatron_llava.data.share import Share, dealt_views, rows_of_rank, share_of
 from megatron_llava.vision.settings import image_settings
 
 SETTINGS = image_settings(tiny_config())
+LARGEST = replace(SETTINGS, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_maxpool2x2")
 TOKENS = SETTINGS.tokens_per_view
 
 
@@ -27,17 +28,17 @@ def share(context_rank: int, context: int, tensor_rank: int = 0, tensor: int = 1
     )
 
 
-def shares_of(samples, context, tensor=1, rows=None):
+def shares_of(samples, context, tensor=1, rows=None, images=SETTINGS):
     """The pack as each rank that shares its views sees it, and the pack itself."""
     multiple = 2 * context if context > 1 else 1
     how = {"sequence_multiple": multiple, "pad_multiple": multiple}
-    whole = collate(samples, SETTINGS, **how)
+    whole = collate(samples, images, **how)
     found = []
     for rank in range(context * tensor):
-        batch = collate(samples, SETTINGS, view_share=(rank, context * tensor), **how)
+        batch = collate(samples, images, view_share=(rank, context * tensor), **how)
         batch = batch if rows is None else pad_batch(batch, rows)
         mine = share(rank // tensor, context, rank % tensor, tensor)
-        found.append(share_of_pack(batch, mine, TOKENS))
+        found.append(share_of_pack(batch, mine, TOKENS, pools_by_max=images.pools_by_max))
     return (whole if rows is None else pad_batch(whole, rows)), found
 
 
@@ -92,12 +93,21 @@ samples_strategy = st.lists(
 )
 
 
+def with_largest(features, batch):
+    """Feature rows, and behind them the largest of some, where a batch has such rows."""
+    if batch.max_taps is None:
+        return features
+    return np.concatenate((features, features[batch.max_taps].max(1)))
+
+
+@pytest.mark.proves("A6")
+@pytest.mark.parametrize("images", [SETTINGS, LARGEST], ids=["sums", "largest"])
 @settings(max_examples=25, deadline=None)
 @given(samples=samples_strategy, context=st.integers(1, 3), tensor=st.integers(1, 3))
-def test_shares_make_up_the_pack(samples, context, tensor):
+def test_shares_make_up_the_pack(images, samples, context, tensor):
     if context * tensor == 1:
         return
-    whole, shares = shares_of(samples, context, tensor)
+    whole, shares = shares_of(samples, context, tensor, images=images)
     tiles = np.concatenate(
         [
             part.tiles[: len(dealt_views(whole.num_views, r, len(shares)))]
@@ -107,21 +117,24 @@ def test_shares_make_up_the_pack(samples, context, tensor):
     assert np.array_equal(tiles, whole.tiles)
     num_features = max(whole.num_views, 1) * TOKENS
     # A table of one column whose rows carry their own numbers.
-    numbers = np.arange(num_features + 1 + len(whole.token_ids), dtype=np.float64)
+    numbers = with_largest(np.arange(num_features, dtype=np.float64), whole)
+    others = np.arange(num_features, num_features + 1 + len(whole.token_ids))
+    numbers = np.concatenate((numbers, others))
     text = dict(enumerate(whole.token_ids, num_features + 1))
     seen = np.full(len(whole.position_ids), np.nan)
     for rank, part in enumerate(shares):
         features = received(shares, rank, whole.num_views)
         assert features.max() < num_features
-        own_text = _text_rows(whole, part, num_features, rank // tensor, context)
-        table = np.concatenate((features, [num_features], own_text))
+        largest = 0 if whole.max_taps is None else len(whole.max_taps)
+        own_text = _text_rows(whole, part, num_features, largest, rank // tensor, context)
+        table = np.concatenate((with_largest(features, part), [num_features], own_text))
         values = (table[part.taps] * part.weights).sum(1)
         rows = rows_of_rank(whole.cu_seqlens, rank // tensor, context)
         seen[rows] = values
         for number, token in zip(own_text, part.token_ids, strict=False):
             # A rank without text has one token that no row uses.
             assert number == 0 or text[number] == token
-        assert_transposed(part, len(features) + 1 + len(part.token_ids))
+        assert_transposed(part, len(table) - len(own_text) + len(part.token_ids))
     assert np.allclose(seen, (numbers[whole.taps] * whole.weights).sum(1))
 
 
@@ -176,9 +189,10 @@ def received(shares, rank, num_views):
     return np.concatenate(parts)
 
 
-def _text_rows(whole, part, num_features, context_rank, context):
+def _text_rows(whole, part, num_features, largest, context_rank, context):
+    """Numbers of the text rows of a rank, rows that are the largest of some not counted."""
     taps = whole.taps[rows_of_rank(whole.cu_seqlens, context_rank, context)]
-    rows = taps[:, 0][taps[:, 0] > num_features]
+    rows = taps[:, 0][taps[:, 0] > num_features + largest] - largest
     return rows if len(rows) else np.zeros(1, dtype=np.int64)
 
 

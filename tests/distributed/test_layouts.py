@@ -34,6 +34,8 @@ LANGUAGE_ONLY = "--mm-tunable-parts=mm_language_model"
 # Learned rows that the starting checkpoint lacks.
 IMAGE_ROWS = ("--image-start-end", "--image-separator", "--tile-position-embedding")
 CROSS_IMAGE = "--cross-image-attention"
+LARGEST_OF_CANVAS = "--mm-patch-merge-type=spatial_unpad_maxpool2x2"
+LARGEST_OF_VIEWS = ("--image-pool-stride=2", "--mm-spatial-pool-mode=max")
 BLOCKS = {"recompute": "block", "recompute_vision": True}
 # Adapters: the embedding, and with it the input of the first layer, does not learn.
 LORA = ("--lora-rank=4", "--lora-alpha=16", "--lora-dropout=0")
@@ -187,6 +189,9 @@ ROWS = [
     always(*IMAGE_ROWS, cp=2, tp=2, sp=True, vision="data"),
     row(*IMAGE_ROWS, pp=2, dp=2, **OVERLAPPED),
     row("--tile-position-embedding", cp=2, dp=2),
+    # Tokens that are the largest of some features, which lie on other ranks.
+    always(*LARGEST_OF_VIEWS, cp=2, tp=2, vision="data"),
+    row(LARGEST_OF_CANVAS, cp=2, pp=2, dp=2, **OVERLAPPED),
     # Attention between the images of a sample.
     always(CROSS_IMAGE, tp=2, pp=2),
     row(CROSS_IMAGE, tp=4, sp=True, dp=2, **OVERLAPPED),

@@ -311,6 +311,51 @@ def test_with_learned_rows_a_pack_is_its_samples_alone():
     assert_equal_runs(found, sum_of_samples(model, config, samples))
 
 
+LARGEST = {
+    "canvas": {"mm_patch_merge_type": "spatial_unpad_maxpool2x2"},
+    "canvas-odd": {"mm_patch_merge_type": "spatial_unpad_maxpool2x2", "vision_image_size": 42},
+    "views": {"image_pool_stride": 2, "mm_spatial_pool_mode": "max"},
+}
+
+
+@pytest.mark.proves("A6", "A11")
+@pytest.mark.parametrize("changes", LARGEST.values(), ids=LARGEST)
+def test_with_the_largest_of_some_features_a_pack_is_its_samples_alone(changes):
+    config = tiny_config(image_aspect_ratio="anyres", **changes)
+    samples, model = mixed_samples(), tiny_model(config)
+    batch = pack(config, samples)
+    assert len(batch.max_taps) and (batch.weights >= 0).all()
+    found = losses_and_gradients(model, batch)
+    assert_equal_runs(found, sum_of_samples(model, config, samples))
+
+
+@pytest.mark.proves("A6")
+def test_the_largest_are_those_of_torch():
+    """The rows of an image of two tiles of nine features, and the gradient that reaches them."""
+    changes = {**LARGEST["canvas-odd"], "image_grid_pinpoints": "(2x1)"}
+    config = tiny_config(image_aspect_ratio="anyres", **changes)
+    model = tiny_model(config)
+    batch = pack(config, [tiny_sample([(84, 42)], 9, 1)])
+    assert batch.num_views == 3 and len(batch.max_taps) == 3
+    features = torch.randn(27, config.language.hidden_size, requires_grad=True)
+    with torch.no_grad():
+        model.encode_images = lambda *_: features  # the tower is not asked
+    packed = model.embed(batch)[:, 0]
+    first = next(iter((batch.taps[:, 0] == 0).nonzero()[0].tolist()))
+    grid = features.view(3, 3, 3, -1).permute(0, 3, 1, 2)
+    canvas = torch.cat((grid[1], grid[2]), dim=2)
+    pooled = torch.nn.functional.max_pool2d(canvas, 2).flatten(1).T
+    expected = torch.cat((grid[0].flatten(1).T, pooled))
+    found = packed[first : first + 12]
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((rows * weights).sum(), features, retain_graph=True)[0]
+        for rows in (found, expected)
+    ]
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.proves("A18")
 def test_positions_begin_as_zeros_and_change_nothing():
     samples = mixed_samples()

@@ -258,6 +258,7 @@ def _settings(draw: st.DrawFn) -> ImageSettings:
         st.sampled_from(["square", "pad", "anyres", "nobase", "anyres_max_1", "anyres_max_4"])
     )
     grids = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6))
+    kinds = [kind for kind in MERGE_TYPES if not ("maxpool" in kind and "max" in aspect_ratio)]
     one_view = aspect_ratio in ("square", "pad")
     return replace(
         CLIP5,
@@ -265,7 +266,7 @@ def _settings(draw: st.DrawFn) -> ImageSettings:
         patch_size=draw(st.sampled_from([14, 20, 28, 56])),
         image_aspect_ratio=aspect_ratio,
         grid_pinpoints=() if one_view else tuple((56 * a, 56 * b) for a, b in grids),
-        mm_patch_merge_type=draw(st.sampled_from(MERGE_TYPES)),
+        mm_patch_merge_type=draw(st.sampled_from(kinds)),
         unpad_round=draw(st.sampled_from(["llava", "hf"])),
     )
 
@@ -290,8 +291,12 @@ def test_layout_and_counts_agree(
     assert layout.taps.min() >= NEWLINE
     assert layout.taps.max() < views * configuration.tokens_per_view
     used = layout.weights != 0
-    assert (layout.taps[~used] == 0).all() and (layout.weights >= 0).all()
-    assert np.allclose(layout.weights.sum(1), 1.0, atol=1e-6)
+    assert (layout.taps[~used] == 0).all()
+    # A row is a mean, or the largest of four.
+    largest = layout.weights[:, 0] < 0
+    assert (layout.weights[largest] == -0.25).all() and (layout.weights[~largest] >= 0).all()
+    assert not largest.any() or "maxpool" in configuration.mm_patch_merge_type
+    assert np.allclose(layout.weights.sum(1), np.where(largest, -1.0, 1.0), atol=1e-6)
     # A newline is a row of its own, and a copied feature row appears once.
     newline = layout.taps == NEWLINE
     assert not newline[:, 1:].any() and (layout.weights[newline[:, 0]] == [1, 0, 0, 0]).all()
@@ -303,13 +308,16 @@ def _tokens(features: torch.Tensor, layout) -> torch.Tensor:
     """[R, H] of feature rows [V * T, H]; special rows are zeros."""
     rows = torch.cat([features, torch.zeros(4, features.shape[1], dtype=features.dtype)])
     weights = torch.from_numpy(layout.weights.copy()).to(features.dtype)
-    return (rows[torch.from_numpy(layout.taps.copy())] * weights[..., None]).sum(1)
+    taken = rows[torch.from_numpy(layout.taps.copy())]
+    sums = (taken * weights[..., None]).sum(1)
+    return torch.where((weights < 0).all(1, keepdim=True), taken.amax(1), sums)
 
 
 @pytest.mark.proves("A21")
 @pytest.mark.parametrize("merge_type", ["flat", "spatial", "spatial_unpad"])
 @pytest.mark.parametrize(
-    ("mode", "stride", "side"), [("bilinear", 2, 4), ("average", 2, 3), ("bilinear", 3, 3)]
+    ("mode", "stride", "side"),
+    [("bilinear", 2, 4), ("average", 2, 3), ("max", 2, 3), ("bilinear", 3, 3)],
 )
 @pytest.mark.parametrize("single_view", [False, True])
 def test_pooled_views_are_merged_as_views_of_fewer_features(
@@ -321,11 +329,13 @@ def test_pooled_views_are_merged_as_views_of_fewer_features(
     pooling = replace(plain, image_pool_stride=stride, mm_spatial_pool_mode=mode)
     views = number_of_views((300, 200), pooling, single_view=single_view)
     features = torch.randn(views, 5, 7, 7, dtype=torch.float64)  # [V, H, u, u]
-    pooled = (
-        torch.nn.functional.avg_pool2d(features, stride)
-        if mode == "average"
-        else torch.nn.functional.interpolate(features, (side, side), mode="bilinear")
-    )
+    pooled = {
+        "average": lambda: torch.nn.functional.avg_pool2d(features, stride),
+        "max": lambda: torch.nn.functional.max_pool2d(features, stride),
+        "bilinear": lambda: torch.nn.functional.interpolate(
+            features, (side, side), mode="bilinear"
+        ),
+    }[mode]()
     # Of views with so many features to begin with.
     fewer = replace(plain, patch_size=98 // side)
     assert fewer.patches_per_side == pooled.shape[-1] == pooling.merged_side == side
