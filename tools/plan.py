@@ -134,8 +134,7 @@ def run(arguments: argparse.Namespace, flags: list[str]) -> None:
     workload_of = workload_reader(arguments, reads_store)
     layout = plan_layout(config, machine, workload_of)
     workload = workload_of(config)
-    samples = workload.samples if arguments.samples is None else arguments.samples
-    planned = None if samples is None else recipe(config, machine.gpus, workload, samples)
+    planned = recipe(config, machine.gpus, workload, arguments.samples)
     print(report(layout, workload.said, planned))
     planner = Planner(config, workload_of)
     if not layout.fits:

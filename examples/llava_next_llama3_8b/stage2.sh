@@ -33,7 +33,8 @@ torchrun --nnodes "$NODES" --nproc-per-node 8 --rdzv-backend c10d --rdzv-id 1 \
     --seq-length 8192 \
     --packing-window 1 \
     --global-batch-size "$BATCH" \
-    --train-iters $(((SAMPLES + BATCH - 1) / BATCH)) \
+    --drop-last \
+    --train-iters $((SAMPLES / BATCH)) \
     --mm-tunable-parts mm_vision_tower,mm_mlp_adapter,mm_language_model \
     --lr 1e-5 \
     --mm-vision-tower-lr 2e-6 \

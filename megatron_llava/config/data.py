@@ -54,6 +54,11 @@ class DataConfig:
         "Global batches of text alone, or of samples with images or videos, as LLaVA's flag of "
         "this name; needs --global-batch-size",
     )
+    drop_last: bool = flag(
+        False,
+        "Leave out the last packs of an epoch that fill no global batch, so that every step is of "
+        "one epoch; needs --global-batch-size",
+    )
     pack_cost: tuple[float, ...] | None = flag(
         None,
         "What a row, a pair of rows of a sample and a view cost, three integers, as "

@@ -22,6 +22,11 @@ def check_batch(config: RunConfig, world_size: int) -> None:
             "--group-by-modality-length deals packs to global batches, whose size must not follow "
             "from the number of ranks: give --global-batch-size"
         )
+    if config.data.drop_last and config.training.global_batch_size is None:
+        raise ValueError(
+            "--drop-last leaves out what fills no global batch, whose size must not follow from "
+            "the number of ranks: give --global-batch-size"
+        )
     config.num_microbatches(world_size)
 
 

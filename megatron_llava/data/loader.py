@@ -103,8 +103,9 @@ class PackedDataLoader:
         if state["schedule"] != self.schedule.fingerprint:
             raise ValueError(
                 f"the data position (pack {state['consumed_packs']}) was saved with another store, "
-                "image setting, --seq-length, --seed or --packing-window and means nothing here: "
-                "restore them, or start the data anew with --finetune"
+                "image setting, --seq-length, --seed, --packing-window, or --drop-last with its "
+                "--global-batch-size, and means nothing here: restore them, or start the data anew "
+                "with --finetune"
             )
         self.consumed_packs = int(state["consumed_packs"])
 

@@ -22,7 +22,7 @@ def sampled_packs(
     Which ones depends on the store and the settings of the schedule only, not on where a run is
     resumed.
     """
-    planned = len(schedule.plan(0))
+    planned = schedule.packs_of(0)
     packs = min(planned, _PACKS)
     for index in range(0, packs * (planned // packs), planned // packs):
         samples = [store.load(int(i), with_images=False) for i in schedule.pack(index)]

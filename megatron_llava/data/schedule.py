@@ -89,6 +89,8 @@ class _Fitting:
 class TrainingSchedule:
     """Epoch after epoch without an end: the last packs of one are followed by the next one's first.
 
+    Where a global batch is filled up so, it is of two epochs, unless `drop_last` leaves them out.
+
     Args:
         store: the samples.
         settings: image settings, which decide the length of a sample.
@@ -99,10 +101,12 @@ class TrainingSchedule:
         max_views: views of a pack; None for no bound.
         balance: how packs are ordered by cost; None for not.
         modality_batch: packs of a global batch, which are of one modality; None for whatever comes.
+        drop_last: packs of a global batch, where the last ones of an epoch that fill none are left
+            out, so that every batch is of one epoch; None for leaving out nothing.
         cache_path: directory for plans; beside the store by default.
 
     Raises:
-        ValueError: see `sample_sizes`, `fitting_samples` and `cached_plan`.
+        ValueError: see `sample_sizes`, `fitting_samples`, `cached_plan` and `packs_of`.
     """
 
     num_packs: int | None = None
@@ -119,6 +123,7 @@ class TrainingSchedule:
         max_views: int | None = None,
         balance: Balance | None = None,
         modality_batch: int | None = None,
+        drop_last: int | None = None,
         cache_path: str | Path | None = None,
     ) -> None:
         self._samples = _Fitting(store, settings, capacity, max_bad_records, max_views)
@@ -126,16 +131,19 @@ class TrainingSchedule:
         self.longest_sample = self._samples.longest
         ordered = None if balance is None else asdict(balance)
         grouped = [] if modality_batch is None else ["modality", modality_batch]
-        self.fingerprint = self._samples.fingerprint(seed, window, ordered, *grouped)
-        self._capacity, self._balance = capacity, balance
+        whole = [] if drop_last is None else ["drop_last", drop_last]
+        self.fingerprint = self._samples.fingerprint(seed, window, ordered, *grouped, *whole)
+        self._capacity, self._balance, self._drop_last = capacity, balance, drop_last
         self._how: dict[str, Any] = {"seed": seed, "window": window, "max_views": max_views}
         if modality_batch is not None:
             self._how |= {"batch": modality_batch, "with_images": self._samples.with_images}
         self._goes_on = balance is not None or modality_batch is not None
         self._cache_path = Path(cache_path) if cache_path is not None else store.prefix.parent
-        self._name = store.prefix.name
+        self._prefix = store.prefix
         self._plans: OrderedDict[int, PackingPlan] = OrderedDict()
         self._epoch_starts = [0]
+        if drop_last is not None:
+            self.packs_of(0)
 
     def plan(self, epoch: int) -> PackingPlan:
         """The plan of an epoch; its sample ids count the samples that fit, not the store's."""
@@ -151,19 +159,36 @@ class TrainingSchedule:
                 **self._how,
                 store_fingerprint=self._samples.store_fingerprint,
                 cache_path=self._cache_path,
-                name=self._name,
+                name=self._prefix.name,
             )
             if len(self._plans) > _PLANS_IN_MEMORY:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(epoch)
         return self._plans[epoch]
 
+    def packs_of(self, epoch: int) -> int:
+        """How many packs of an epoch's plan are taken: the first so many.
+
+        Raises:
+            ValueError: with `drop_last`, none of them is; names both numbers.
+        """
+        planned = len(self.plan(epoch))
+        if self._drop_last is None:
+            return planned
+        if planned < self._drop_last:
+            raise ValueError(
+                f"store {self._prefix}: an epoch has {planned} packs, fewer than "
+                f"--global-batch-size {self._drop_last}, so --drop-last leaves out all of them: "
+                f"give a --global-batch-size of {planned} or less, or drop --drop-last"
+            )
+        return planned - planned % self._drop_last
+
     def _first_pack(self, epoch: int) -> int:
         """Number of an epoch's first pack in the run."""
         # An epoch's number of packs is known from its plan only; they differ by a few.
         while len(self._epoch_starts) <= epoch:
             last = len(self._epoch_starts) - 1
-            self._epoch_starts.append(self._epoch_starts[last] + len(self.plan(last)))
+            self._epoch_starts.append(self._epoch_starts[last] + self.packs_of(last))
         return self._epoch_starts[epoch]
 
     def locate(self, index: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megatron_llava.config.run import RunConfig
@@ -19,10 +20,36 @@ class Recipe:
     """Of the steps."""
 
 
-def recipe(config: RunConfig, world_size: int, workload: Workload, samples: int) -> Recipe:
-    """The steps that one pass takes, the last of them perhaps with fewer samples."""
-    per_step = config.global_batch_size(world_size) * workload.samples_per_pack
-    steps = -int(-samples // per_step)
+def recipe(
+    config: RunConfig, world_size: int, workload: Workload, samples: int | None
+) -> Recipe | None:
+    """The steps that one pass takes, the last of them perhaps with fewer samples.
+
+    With --drop-last all steps are whole, and the samples are those of the steps.
+
+    Args:
+        samples: in place of the store's; None for those, and None is returned without a store.
+
+    Raises:
+        ValueError: with --drop-last, they fill no step.
+    """
+    batch = config.global_batch_size(world_size)
+    per_step = batch * workload.samples_per_pack
+    if samples is None:
+        if workload.samples is None or workload.packs is None:
+            return None
+        samples, steps = workload.samples, math.ceil(workload.packs / batch)
+    elif config.data.drop_last:
+        steps = int(samples // per_step)
+        if not steps:
+            raise ValueError(
+                f"--samples {samples} are fewer than the {per_step:g} of a step of "
+                f"--global-batch-size {batch}, so --drop-last leaves out all of them: give more, "
+                "or drop --drop-last"
+            )
+        samples = int(steps * per_step)
+    else:
+        steps = math.ceil(samples / per_step)
     return Recipe(
         samples=samples,
         samples_per_step=per_step,

@@ -32,10 +32,12 @@ def workload_of_store(config: RunConfig, path: str) -> Workload:
         samples=max(pack.num_samples for pack in packs),
     )
     samples = sum(pack.num_samples for pack in packs) / len(packs)
+    taken = schedule.packs_of(0)
     return Workload(
         largest=largest,
         sizes=pack_sizes(store, settings, schedule),
         samples_per_pack=samples,
-        samples=len(store) - schedule.num_dropped,
+        samples=int(schedule.plan(0).pack_offsets[taken]),
+        packs=taken,
         said=f"{len(packs)} packs of {path}, of {samples:.1f} samples on average",
     )

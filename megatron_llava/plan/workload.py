@@ -28,7 +28,10 @@ class Workload:
     samples_per_pack: float
 
     samples: int | None = None
-    """Of the store, None without one."""
+    """Taken of an epoch of the store, None without one."""
+
+    packs: int | None = None
+    """Likewise."""
 
     said: str
     """Where it is from, in words."""

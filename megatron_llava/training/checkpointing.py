@@ -189,8 +189,9 @@ def load_training_state(
     if common["data_fingerprint"] != state.data_fingerprint:
         raise CheckpointError(
             f"{root}: the run at step {iteration} read other data or packed it otherwise (data, "
-            "--seq-length, image settings, --packing-window or --seed changed); restore them, or "
-            "start over from its weights with --finetune"
+            "--seq-length, image settings, --packing-window, --seed or --drop-last with its "
+            "--global-batch-size changed); restore them, or start over from its weights with "
+            "--finetune"
         )
     before, now = common["layout"], layout(state.models)
     remarks = []

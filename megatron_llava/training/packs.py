@@ -62,7 +62,7 @@ def training_schedule(
     config: RunConfig, settings: ImageSettings, store: SampleStore
 ) -> TrainingSchedule:
     """The packs of the run, epoch after epoch."""
-    data = config.data
+    data, batch = config.data, config.training.global_batch_size
     return TrainingSchedule(
         store,
         settings,
@@ -72,6 +72,23 @@ def training_schedule(
         max_bad_records=most_left_out(config, store),
         max_views=data.max_views_per_pack,
         balance=pack_balance(config),
-        modality_batch=config.training.global_batch_size if data.group_by_modality_length else None,
+        modality_batch=batch if data.group_by_modality_length else None,
+        drop_last=batch if data.drop_last else None,
         cache_path=data.data_cache_path,
+    )
+
+
+def epoch_remark(config: RunConfig, schedule: TrainingSchedule) -> str | None:
+    """What --drop-last leaves of the first epoch, in words; None without the flag."""
+    if not config.data.drop_last:
+        return None
+    batch, plan, taken = config.training.global_batch_size, schedule.plan(0), schedule.packs_of(0)
+    assert batch is not None, "it is asked for with the flag"
+    steps = f"the first epoch's {len(plan)} packs are {taken // batch} steps of {batch}"
+    if taken == len(plan):
+        return f"{steps}, and --drop-last leaves out none of them"
+    samples = len(plan.sample_ids) - int(plan.pack_offsets[taken])
+    return (
+        f"{steps}; the last {len(plan) - taken} packs with {samples} samples are left out, as "
+        "--drop-last says"
     )

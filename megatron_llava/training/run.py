@@ -33,7 +33,12 @@ from megatron_llava.training.checkpointing import (
 from megatron_llava.training.distributed_model import build_distributed_model
 from megatron_llava.training.loop import Trainer
 from megatron_llava.training.optimizer import build_optimizer, build_scheduler
-from megatron_llava.training.packs import most_left_out, opened_store, training_schedule
+from megatron_llava.training.packs import (
+    epoch_remark,
+    most_left_out,
+    opened_store,
+    training_schedule,
+)
 from megatron_llava.training.reporter import Reporter, RunReporter
 from megatron_llava.training.run_saves import RunSaves, check_state_can_be_saved
 from megatron_llava.training.skipping import SkippedSteps
@@ -104,6 +109,9 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     schedule = training_schedule(config, settings, store)
     _check_positions(config, schedule, store)
     _report_dropped(config, store, schedule, reporter)
+    left = epoch_remark(config, schedule)
+    if left is not None:
+        reporter.message(left)
     validation = _validation(config, settings, num_microbatches, device, reporter)
     if config.parallel.pipeline_balance == "auto":
         config, message = balanced(config, pack_sizes(store, settings, schedule))

@@ -76,6 +76,7 @@ def test_tokens_are_not_paired_across_ranks(make_config):
         ({"fp16": True, "bf16": True}, "--bf16|--fp16|give one"),
         ({"tf32": True, "device": "cpu"}, "--tf32|--device is cpu"),
         ({"group_by_modality_length": True}, "--group-by-modality-length|--global-batch-size"),
+        ({"drop_last": True}, "--drop-last|--global-batch-size"),
         ({"loss_scale": 8.0}, "--loss-scale|--fp16"),
         ({"hysteresis": 3}, "--hysteresis|--fp16"),
         (

@@ -60,8 +60,8 @@ def test_every_rank_and_every_resume_finds_the_same(store, image_settings, make_
 
 def test_a_pack_without_images_or_loss_still_runs_one_of_each(image_settings, store, monkeypatch):
     class Empty:
-        def plan(self, epoch):
-            return [0]
+        def packs_of(self, epoch):
+            return 1
 
         def pack(self, index):
             return np.zeros(0, dtype=np.int64)

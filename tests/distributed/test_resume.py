@@ -1,5 +1,6 @@
 """A resumed run continues the interrupted one; a save that fails leaves the last good one."""
 
+import re
 import shutil
 
 import numpy as np
@@ -82,6 +83,25 @@ def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path, variant):
         pairs = zip(expected[rank]["shards"], resumed[rank]["shards"], strict=True)
         for wanted, found in pairs:
             assert np.array_equal(wanted.array, found.array), wanted.key
+
+
+@pytest.mark.proves("C13")
+def test_steps_of_whole_epochs_resume_within_one(pool, setup, tmp_path):
+    """Of two data-parallel ranks or one; before it ends, batches are those of a run without."""
+    flags = ["--drop-last", "--balance-packs=0", "--group-by-modality-length"]
+    arguments = setup.arguments(*flags, steps=6, batch=12)
+    whole = pool.run(train, arguments)[0]
+    (said,) = [message for message in whole["messages"] if "--drop-last" in message]
+    planned, steps, batch, left = map(int, re.findall(r"\d+", said)[:4])
+    assert (batch, planned) == (12, 12 * steps + left) and 0 < left < 12 and 1 < steps < 6
+    start(pool, arguments, tmp_path)
+    resumed = pool.run(train, [*arguments, *saving(tmp_path)], world_size=2)[0]["steps"]
+    for step, expected in zip(resumed, whole["steps"][3:], strict=True):
+        assert step["lm loss"] == pytest.approx(expected["lm loss"], rel=1e-5)
+    without = pool.run(train, [flag for flag in arguments if flag != "--drop-last"])[0]
+    assert not any("left out" in message for message in without["messages"])
+    assert without["steps"][:steps] == whole["steps"][:steps]
+    assert without["steps"][steps] != whole["steps"][steps]
 
 
 def test_a_scale_that_has_not_settled_goes_on_falling(pool, setup, tmp_path):
@@ -167,6 +187,7 @@ def test_rates_of_the_command_line_win_over_those_saved(pool, setup, saved, tmp_
 REFUSED = [
     (["--mm-vision-tower-lr=1e-4"], 1, "--mm-vision-tower-lr and --mm-projector-lr"),
     (["--seed=7"], 1, "--finetune"),
+    (["--drop-last"], 1, "--drop-last with its --global-batch-size changed"),
     (["--bf16"], 1, "saved without --bf16.*resume without --bf16"),
     (DISTRIBUTED, 1, "saved without --use-distributed-optimizer"),
 ]

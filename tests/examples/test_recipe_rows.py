@@ -113,7 +113,9 @@ RECIPES = [
     ),
     recipe(
         *("D9", LLAMA, 16, 747_712, 64),
-        ["--lr=1e-5", "--log-interval=1", "--save-interval=3000", "--save-total-limit=1"],
+        ["--lr=1e-5", "--log-interval=1", "--save-interval=3000", "--save-total-limit=1"]
+        + ["--drop-last"],
+        "drop_last: true",
         "logs every 1 steps; 3 saves every 3000 and the last step, 1 kept",
     ),
     recipe(
