@@ -181,7 +181,7 @@ def one_run(folder: Path) -> dict[str, Case]:
         "evaluate adapters": Case(
             evaluate,
             [*answers, "--load", adapters, "--base", root, "--scorer", "mme"]
-            + ["--grids-by-kind", "--is-detailed", "operator:truth"],
+            + ["--grids-by-kind", "--is-detailed", "operator:truth", "--vision-on-cpu"],
             ["4 questions", "% accuracy+", "points"],
             0,
         ),

@@ -14,6 +14,7 @@ from megatron_llava.config.cli import exit_with_error
 from megatron_llava.config.user_function import load_function
 from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.inference.answered import Answered
+from megatron_llava.inference.execution import add_execution_flags, execution_of
 from megatron_llava.inference.scorers import SCORERS, scores_by_kind
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
 from megatron_llava.platform.device import (
@@ -71,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows-per-pack", type=int, default=4096)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--bf16", action="store_true")
+    add_execution_flags(parser)
     return parser.parse_args()
 
 
@@ -155,6 +157,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         device=device,
         bf16=arguments.bf16,
         base=arguments.base,
+        execution=execution_of(arguments),
     )
     started = time.perf_counter()
     groups = [(settings, list(range(len(questions))))]

@@ -2,14 +2,14 @@
 
 Prompts share packs as training samples do. A pack is computed once, and its keys and values are
 kept: each step then computes one row of each answer. Works on one pipeline stage, at any
-tensor-parallel size.
+tensor-parallel size; its vision tower may be on another device than its decoder.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -140,11 +140,14 @@ def _generate_pack(
     stops: set[int],
     choosers: list[TokenChooser],
 ) -> list[Generated]:
-    device = model.pixel_table.device
+    device = model.language_model.embedding.word_embeddings.weight.device
     multiple = _row_multiple(model)
-    batch = collate(prompts, settings, pad_multiple=multiple).to_torch(device)
+    packed = collate(prompts, settings, pad_multiple=multiple)
+    # Images may be encoded elsewhere than where the decoder is: it gets no pixels.
+    features = model.visual_features(packed.to_torch(model.pixel_table.device)).to(device)
+    batch = replace(packed, tiles=None).to_torch(device)
     cache = KeyValueCache(batch.cu_seqlens, room=max_new_tokens - 1)
-    hidden = model.decode(batch, cache=cache)
+    hidden = model.decode(batch, features, cache)
     rows = batch.cu_seqlens[1 : len(prompts) + 1].long() - 1
     # The padding of a pack is a sequence too.
     tokens = torch.zeros(math.ceil(len(cache.lengths) / multiple) * multiple, dtype=torch.long)

@@ -13,6 +13,7 @@ from megatron_llava.config.model_yaml import fill_model_from
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import PARTS_WITH_ADAPTERS
 from megatron_llava.config.yaml_file import read_yaml_mapping
+from megatron_llava.inference.execution import Execution
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.adapter_record import check_base, read_record, refuse_adapters
@@ -31,6 +32,14 @@ from megatron_llava.training.freeze import freeze_parts
 from megatron_llava.training.whole_weights import load_whole_weights
 from megatron_llava.vision.settings import image_settings
 
+_VISION_PARTS = (
+    "vision_model",
+    "vision_projection",
+    "cross_image_attention",
+    "temporal_encoder",
+)
+"""The modules of LlavaModel that ``visual_features`` uses."""
+
 
 def load_model(
     root: str,
@@ -39,6 +48,7 @@ def load_model(
     device: torch.device,
     bf16: bool = False,
     base: str | None = None,
+    execution: Execution | None = None,
 ) -> tuple[LlavaModel, ImageSettings]:
     """Build the whole model on this rank and load a checkpoint of any layout.
 
@@ -49,10 +59,12 @@ def load_model(
         iteration: which checkpoint; the latest where None.
         base: the weights that the adapters in ``root`` stand beside, a root or a Hugging Face
             folder; None for a whole model.
+        execution: where it computes; None for all of it on ``device``.
 
     Raises:
         CheckpointError: there is none, or it does not fit its ``model.yaml``.
     """
+    execution = execution or Execution()
     record = None
     if base is None:
         refuse_adapters(root)
@@ -74,7 +86,17 @@ def load_model(
         load_weights(root, chosen, [model])
     else:
         _load_beside(base, root, chosen, config, model)
-    return model.to(device).eval(), image_settings(config)
+    place(model, device, torch.device("cpu") if execution.vision_on_cpu else device)
+    return model.eval(), image_settings(config)
+
+
+def place(model: LlavaModel, device: torch.device, vision: torch.device) -> None:
+    """Put a model on ``device``, but what turns pixels into the decoder's rows on ``vision``."""
+    model.to(device)
+    for name in _VISION_PARTS:
+        if hasattr(model, name):
+            getattr(model, name).to(vision)
+    model.pixel_table = model.pixel_table.to(vision)
 
 
 def _load_beside(

@@ -164,6 +164,17 @@ def test_a_checkpoint_of_the_gpu_resumes_and_answers(run_folder, tmp_path, more)
     assert "32 questions" in said
 
 
+@pytest.mark.proves("E3")
+@pytest.mark.parametrize("flags", [["--vision-on-cpu"]], ids=" ".join)
+def test_answers_are_those_without_the_flag(run_folder, tmp_path, flags):
+    evaluate = ["tools/evaluate.py", "--device", "cuda", "--load", run_folder / "megatron"]
+    evaluate += ["--input", run_folder / "data.json", "--image-folder", run_folder]
+    evaluate += ["--conversation-template", "v1", "--max-new-tokens", 4, "--output"]
+    for name, more in (("expected", []), ("found", flags)):
+        command(*evaluate, tmp_path / name, *more)
+    assert (tmp_path / "found").read_text() == (tmp_path / "expected").read_text()
+
+
 def test_the_snapshot_of_memory_that_ran_out_has_what_was_allocated(tmp_path):
     import pickle
 

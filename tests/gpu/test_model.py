@@ -90,3 +90,20 @@ def test_the_compiled_operators_give_the_losses_of_plain_torch(one_gpu, monkeypa
     assert torch.equal(losses, expected_losses)
     for name, gradient in expected.items():
         assert relative_difference(gradients[name], gradient) < 2e-2, name
+
+
+@pytest.mark.proves("E3")
+def test_answers_with_the_tower_on_the_cpu_are_those_of_the_gpu_alone(one_gpu):
+    from megatron_llava.inference.generate import generate
+    from megatron_llava.inference.load import place
+
+    model, _ = on_gpu()
+    settings = model.image_settings
+    how = {"max_new_tokens": 3, "stop_token_ids": (), "rows_per_pack": 64}
+    expected = list(generate(model, mixed_samples(), settings, **how))
+    place(model, torch.device("cuda"), torch.device("cpu"))
+    assert not any(parameter.is_cuda for parameter in model.vision_model.parameters())
+    assert all(parameter.is_cuda for parameter in model.language_model.parameters())
+    found = list(generate(model, mixed_samples(), settings, **how))
+    for one, other in zip(found, expected, strict=True):
+        assert relative_difference(one.prompt_logits, other.prompt_logits) < 2e-2

@@ -86,9 +86,10 @@ def test_a_pack_encodes_its_images_once(pair, questions, monkeypatch, rows_per_p
 def test_packs_hold_no_more_rows_than_allowed(pair, questions, monkeypatch):
     rows, original = [], pair.model.decode
 
-    def decode(batch, cache):
+    def decode(batch, features, cache):
+        assert batch.tiles is None, "the decoder's device gets features alone"
         rows.append(batch.num_rows)
-        return original(batch, cache=cache)
+        return original(batch, features, cache)
 
     monkeypatch.setattr(pair.model, "decode", decode)
     generate(pair, questions, rows_per_pack=10**6)
