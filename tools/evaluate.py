@@ -122,7 +122,9 @@ def row_of(question: Question, answer: str) -> dict[str, Any]:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Generate, write the answers, print scores by kind of question."""
     check(arguments)
-    device = set_up_device(select_device(arguments.device))
+    execution, device_type = execution_of(arguments), select_device(arguments.device)
+    execution.check(device_type)
+    device = set_up_device(device_type)
     from megatron_llava.config.parallel import ParallelConfig
     from megatron_llava.inference.detail import groups_by_detail
     from megatron_llava.inference.generate import generate
@@ -157,7 +159,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         device=device,
         bf16=arguments.bf16,
         base=arguments.base,
-        execution=execution_of(arguments),
+        execution=execution,
     )
     started = time.perf_counter()
     groups = [(settings, list(range(len(questions))))]

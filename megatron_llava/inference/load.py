@@ -27,6 +27,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     latest_iteration,
 )
 from megatron_llava.parallel.groups import set_seed
+from megatron_llava.platform.device import compiled
 from megatron_llava.training.checkpointing import load_weights
 from megatron_llava.training.freeze import freeze_parts
 from megatron_llava.training.whole_weights import load_whole_weights
@@ -59,7 +60,7 @@ def load_model(
         iteration: which checkpoint; the latest where None.
         base: the weights that the adapters in ``root`` stand beside, a root or a Hugging Face
             folder; None for a whole model.
-        execution: where it computes; None for all of it on ``device``.
+        execution: where it computes and with what; None for all of it on ``device``.
 
     Raises:
         CheckpointError: there is none, or it does not fit its ``model.yaml``.
@@ -87,6 +88,8 @@ def load_model(
     else:
         _load_beside(base, root, chosen, config, model)
     place(model, device, torch.device("cpu") if execution.vision_on_cpu else device)
+    if execution.torch_compile:
+        model.vision_model.forward = compiled(model.vision_model.forward)
     return model.eval(), image_settings(config)
 
 

@@ -53,8 +53,8 @@ def check_compiler(device: str) -> None:
     compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
     if device == "cpu" and not any(shutil.which(name) for name in compilers):
         raise ValueError(
-            "--torch-compile on --device cpu needs a C++ compiler, and there is no g++ or clang++: "
-            "install one, or drop the flag"
+            "--torch-compile needs a C++ compiler for what is computed on the CPU, and there is no "
+            "g++ or clang++: install one, or drop the flag"
         )
 
 

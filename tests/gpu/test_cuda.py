@@ -165,7 +165,7 @@ def test_a_checkpoint_of_the_gpu_resumes_and_answers(run_folder, tmp_path, more)
 
 
 @pytest.mark.proves("E3")
-@pytest.mark.parametrize("flags", [["--vision-on-cpu"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--vision-on-cpu"], ["--torch-compile"]], ids=" ".join)
 def test_answers_are_those_without_the_flag(run_folder, tmp_path, flags):
     evaluate = ["tools/evaluate.py", "--device", "cuda", "--load", run_folder / "megatron"]
     evaluate += ["--input", run_folder / "data.json", "--image-folder", run_folder]

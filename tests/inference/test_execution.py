@@ -1,4 +1,4 @@
-"""What --vision-on-cpu makes of a loaded checkpoint."""
+"""What --vision-on-cpu and --torch-compile make of a loaded checkpoint."""
 
 import pytest
 import torch
@@ -84,3 +84,41 @@ def test_pixels_go_to_the_tower_and_features_to_the_decoder(root, questions, exp
     monkeypatch.setattr(split, "visual_features", replay)
     assert_same(answers(split, settings, questions), expected)
     assert next(replayed, None) is None and len(features) > 1
+
+
+def test_the_tower_is_what_is_compiled(root, questions, expected, monkeypatch):
+    """As in training; what inductor makes of it takes a minute and is the test below."""
+    from megatron_llava.inference import load
+
+    made, calls = [], []
+
+    def compiled(function):
+        made.append(function)
+        return lambda patches: calls.append(len(patches)) or function(patches)
+
+    monkeypatch.setattr(load, "compiled", compiled)
+    loaded(root)
+    assert not made
+    assert_same(answers(*loaded(root, torch_compile=True), questions), expected)
+    assert [function.__name__ for function in made] == ["forward"] and len(calls) > 1
+
+
+@pytest.mark.exhaustive  # minutes of compilation
+def test_a_compiled_tower_gives_the_same_answers(root, questions, expected):
+    model, settings = loaded(root, torch_compile=True)
+    found = answers(model, settings, questions)
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert torch.allclose(one.prompt_logits, other.prompt_logits, atol=1e-4)
+
+
+def test_a_compiler_is_asked_for_where_the_tower_computes(monkeypatch):
+    monkeypatch.setattr("megatron_llava.platform.device.shutil.which", lambda name: None)
+    Execution(vision_on_cpu=True).check("cpu")
+    for execution in (
+        Execution(torch_compile=True),
+        Execution(torch_compile=True, vision_on_cpu=True),
+    ):
+        with pytest.raises(ValueError, match="--torch-compile needs a C.. compiler") as caught:
+            execution.check("cuda" if execution.vision_on_cpu else "cpu")
+        assert "\n" not in str(caught.value)
