@@ -164,10 +164,7 @@ def beside_base(run: Path, base: Path, folder: Path) -> float:
     """
     from megatron_llava.convert.adapter_checkpoint import merge_adapters
     from megatron_llava.convert.checkpoint import export_hf
-    from megatron_llava.convert.single_process import single_process
     from megatron_llava.convert.verify import verify
-    from megatron_llava.convert.verify_batch import batch_of
-    from megatron_llava.inference.load import load_model
 
     export_hf(run, folder / "hf", base=base)
     verify(run, folder / "hf", base=base)
@@ -176,18 +173,36 @@ def beside_base(run: Path, base: Path, folder: Path) -> float:
     stored, again = (load_file(folder / name / "model.safetensors") for name in ("hf", "again"))
     assert stored.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+    return largest(loaded_logits(run, base), peft_logits(run, folder / "hf", None))
+
+
+def loaded_logits(run: Path, base: Path, **execution: Any) -> Logits:
+    """Logits of each case of what tools/evaluate.py loads with --base.
+
+    Args:
+        execution: fields of ``Execution``.
+    """
+    from megatron_llava.convert.single_process import single_process
+    from megatron_llava.convert.verify_batch import batch_of
+    from megatron_llava.inference.execution import Execution
+    from megatron_llava.inference.load import load_model
+
     _, settings, asked = asked_of(run)
     with single_process(), torch.no_grad():
-        device = torch.device("cpu")
-        model, _ = load_model(str(run), iteration=None, device=device, base=str(base))
+        model, _ = load_model(
+            str(run),
+            iteration=None,
+            device=torch.device("cpu"),
+            base=str(base),
+            execution=Execution(**execution),
+        )
         batches = {name: batch_of(*case, settings) for name, case in asked.items()}
-        found = {
+        return {
             name: model.logits(model.decode(batch), torch.arange(batch.num_rows))[
                 :, : model.vocab_size
             ]
             for name, batch in batches.items()
         }
-    return largest(found, peft_logits(run, folder / "hf", None))
 
 
 def same_from_original(folder: Path, hf: Path) -> None:

@@ -383,6 +383,9 @@ def tool_errors(folder: Path) -> dict[str, Case]:
             *data, *v1, "--output", str(folder), words=[f"--output {folder} is a folder"]
         ),
         "evaluate: draws": evaluate(*data, *v1, "--top-p", "0.9", words=["--temperature 0 draws"]),
+        "evaluate: 4 bits": evaluate(
+            *(*data, *v1, "--bnb-4bit-quant-type", "fp4"), words=["fp4 is about --load-in-4bit"]
+        ),
         "evaluate: tokens": evaluate(*data, *v1, "--max-new-tokens", "0", words=["--max-new-tok"]),
         "compare: answers": compare("--answers", absent, words=[absent]),
         "compare: count": compare("--answers", few, words=["1 answers", "4"]),

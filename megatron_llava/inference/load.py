@@ -27,6 +27,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     latest_iteration,
 )
 from megatron_llava.parallel.groups import set_seed
+from megatron_llava.peft.four_bit_linears import quantize_base
 from megatron_llava.platform.device import compiled
 from megatron_llava.training.checkpointing import load_weights
 from megatron_llava.training.freeze import freeze_parts
@@ -80,6 +81,7 @@ def load_model(
     config = fill_model_from(config, read_yaml_mapping(path), path)
     if record is not None:
         config = replace(config, lora=record.lora)
+    config = replace(config, lora=execution.held(config.lora))
     # On CUDA core draws even weights that are loaded next, and needs a seed for it.
     set_seed(config.training.seed)
     model = build_llava_model(config)
@@ -88,6 +90,9 @@ def load_model(
     else:
         _load_beside(base, root, chosen, config, model)
     place(model, device, torch.device("cpu") if execution.vision_on_cpu else device)
+    if execution.load_in_4bit:
+        model.requires_grad_(False)
+        quantize_base([model], config.lora)
     if execution.torch_compile:
         model.vision_model.forward = compiled(model.vision_model.forward)
     return model.eval(), image_settings(config)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from adapter_jobs import four_bit_beside_peft, merged_logits
+from adapter_jobs import four_bit_beside_peft, loaded_logits, merged_logits
 from checkpoint_jobs import content
 from distributed_jobs import train
 from distributed_layouts import Layout, distributed
@@ -94,6 +94,9 @@ def test_transformers_and_peft_compute_the_same(pool, setup, tmp_path):
     for name, logits in ours.items():
         assert torch.allclose(logits[:, : theirs[name].shape[1]], theirs[name], atol=1e-4), name
         assert (logits - whole[name]).abs().max() > 1e-2, "rounding is seen"
+    loaded = pool.run(loaded_logits, run, root, load_in_4bit=True)[0]
+    for name, logits in loaded.items():
+        assert torch.allclose(logits, ours[name][:, : logits.shape[1]], atol=1e-5), name
     merged = pool.run(merged_logits, run, root, tmp_path / "merged")[0]
     for name, logits in merged.items():
         assert torch.allclose(logits, whole[name], atol=1e-4), name

@@ -175,6 +175,17 @@ def test_answers_are_those_without_the_flag(run_folder, tmp_path, flags):
     assert (tmp_path / "found").read_text() == (tmp_path / "expected").read_text()
 
 
+@pytest.mark.proves("E3")
+def test_answers_in_4_bits_are_those_of_the_cpu(run_folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    evaluate = ["tools/evaluate.py", "--load-in-4bit", "--load", run_folder / "megatron"]
+    evaluate += ["--input", run_folder / "data.json", "--image-folder", run_folder]
+    evaluate += ["--conversation-template", "v1", "--max-new-tokens", 4]
+    for device in ("cpu", "cuda"):
+        command(*evaluate, "--device", device, "--output", tmp_path / device)
+    assert (tmp_path / "cuda").read_text() == (tmp_path / "cpu").read_text()
+
+
 def test_the_snapshot_of_memory_that_ran_out_has_what_was_allocated(tmp_path):
     import pickle
 

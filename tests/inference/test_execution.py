@@ -1,4 +1,6 @@
-"""What --vision-on-cpu and --torch-compile make of a loaded checkpoint."""
+"""What --vision-on-cpu, --torch-compile and --load-in-4bit make of a loaded checkpoint."""
+
+import sys
 
 import pytest
 import torch
@@ -122,3 +124,66 @@ def test_a_compiler_is_asked_for_where_the_tower_computes(monkeypatch):
         with pytest.raises(ValueError, match="--torch-compile needs a C.. compiler") as caught:
             execution.check("cuda" if execution.vision_on_cpu else "cpu")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_4_bits_are_the_model_with_the_weights_of_bitsandbytes(
+    root, questions, expected, quant_type, double_quant
+):
+    """Which are rounded by it and put into a plain model; but for those linears nothing is."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    held, settings = loaded(
+        root,
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
+    )
+    plain, _ = loaded(root)
+    rounded = 0
+    for name, parameter in plain.named_parameters():
+        if name.startswith("language_model.decoder.layers.") and parameter.dim() == 2:
+            packed, state = functional.quantize_4bit(
+                parameter.data,
+                blocksize=64,
+                quant_type=quant_type,
+                compress_statistics=double_quant,
+            )
+            parameter.data.copy_(functional.dequantize_4bit(packed, state))
+            assert held.get_buffer(name).dtype == torch.uint8
+            rounded += 1
+    assert rounded == 4 * len(plain.language_model.decoder.layers)
+    found = answers(held, settings, questions)
+    assert_same(found, answers(plain, settings, questions))
+    differences = [
+        float((one.prompt_logits - other.prompt_logits).abs().max())
+        for one, other in zip(found, expected, strict=True)
+    ]
+    assert min(differences) > 1e-3, "rounding is seen"
+
+
+def test_all_of_it_together(root, questions):
+    pytest.importorskip("bitsandbytes")
+    alone = answers(*loaded(root, load_in_4bit=True), questions)
+    both = answers(*loaded(root, load_in_4bit=True, vision_on_cpu=True), questions)
+    assert_same(both, alone)
+
+
+def test_4_bits_without_bitsandbytes_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    Execution().check("cpu")
+    with pytest.raises(ValueError, match="--load-in-4bit: bitsandbytes is not insta") as caught:
+        Execution(load_in_4bit=True).check("cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ({"bnb_4bit_quant_type": "nf4"}, "--bnb-4bit-quant-type nf4"),
+        ({"bnb_4bit_use_double_quant": True}, "--bnb-4bit-use-double-quant"),
+    ],
+)
+def test_how_without_4_bits_is_refused(flags, said):
+    with pytest.raises(ValueError, match=f"{said} is about --load-in-4bit, which is not given"):
+        Execution(**flags).check("cpu")
