@@ -59,18 +59,22 @@ def patient(loader: DataLoader[Any], late: Callable[[int, int], None]) -> Iterat
                 return
             except RuntimeError as error:
                 if not str(error).startswith(_LATE):
+                    _forget_dead(workers)
                     raise
                 times += 1
                 late(number, times)
                 continue
             except (EOFError, OSError) as error:
-                # A worker that is gone cannot hand over the memory of what it has sent; its end of
-                # the pipe closes a moment before it counts as ended.
-                wait([child.sentinel for child in workers], _SECONDS_TO_END)
-                gone = [str(child.pid) for child in workers if not child.is_alive()]
+                # A worker that is gone cannot hand over the memory of what it has sent; its ends of
+                # pipes close a moment before it counts as ended.
+                closed = wait([child.sentinel for child in workers], _SECONDS_TO_END)
+                gone = [child for child in workers if child.sentinel in closed]
                 if not gone:
                     raise
-                message = f"DataLoader worker (pid(s) {', '.join(gone)}) ended unexpectedly"
+                for child in gone:
+                    child.join()
+                pids = ", ".join(str(child.pid) for child in gone)
+                message = f"DataLoader worker (pid(s) {pids}) ended unexpectedly"
                 raise RuntimeError(message) from error
             number, times = number + 1, 0
             yield batch
@@ -91,6 +95,13 @@ def lost_worker(error: RuntimeError) -> str | None:
         f"a loader worker (process {match[1]}) {match[2]}: where memory ran out, lower "
         "--num-workers; run the same command again"
     )
+
+
+def _forget_dead(workers: Iterable[BaseProcess]) -> None:
+    """Collect workers that have ended: until then torch raises their loss anew, wherever the
+    program is, each time that any child of it ends."""
+    for worker in workers:
+        worker.is_alive()
 
 
 def _kill(processes: Iterable[BaseProcess], parent: int) -> None:
