@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from megatron_llava.config.exit_codes import RANK_LOST, STOPPED, USER_ERROR
 from megatron_llava.config.fields import FieldSpec
 from megatron_llava.config.not_offered import NOT_OFFERED
+from megatron_llava.config.original_flags import ORIGINAL_FLAGS
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
 from megatron_llava.config.yaml_file import (
     close_matches,
@@ -164,6 +165,11 @@ def _unknown_argument(parser: argparse.ArgumentParser, unknown: list[str]) -> st
     if name in NOT_OFFERED:
         return f"{name} is not offered: {NOT_OFFERED[name]}"
     known = [spec.option for spec in all_fields().values()] + ["--config", "--print-config"]
+    dashed = name.replace("_", "-")
+    if dashed in ORIGINAL_FLAGS:
+        return f"{name} is a flag of the original LLaVA code: give {ORIGINAL_FLAGS[dashed]}"
+    if dashed in known and dashed != name:
+        return f"unknown flag {name}: flags are written with dashes, {dashed}"
     return f"unknown flag {name}{close_matches(name, known)}"
 
 

@@ -1,6 +1,8 @@
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 
 from megatron_llava.config.cli import config_to_yaml, exit_with_error, parse_args
 from megatron_llava.config.fields import FieldSpec
+from megatron_llava.config.original_flags import ORIGINAL_FLAGS
 from megatron_llava.config.run import RunConfig, all_fields, group_classes
 from megatron_llava.config.training import PARTS_WITH_ADAPTERS
 from megatron_llava.config.yaml_file import field_values
+
+ROOT = Path(__file__).parents[2]
 
 SPECS = list(all_fields().values())
 # argparse drops a value that is nothing but "--".
@@ -173,6 +178,9 @@ def test_help_is_fast_and_imports_no_torch():
         (["--train-iter", "3"], "unknown flag --train-iter; did you mean --train-iters"),
         (["--seq-lenght=8"], "unknown flag --seq-lenght; did you mean --seq-length?"),
         (["--zzz"], "unknown flag --zzz\n"),
+        (["--learning_rate", "1e-5"], "--learning_rate is a flag of the original LLaVA code: give"),
+        (["--mm_use_im_start_end", "False"], "give nothing; learned rows around images are --im"),
+        (["--weight_decay", "0."], "--weight_decay: flags are written with dashes, --weight-decay"),
         (["--tp-comm-overlap"], "--tp-comm-overlap is not offered: Transformer Engine"),
         (["--main-grads-dtype=bf16"], "--main-grads-dtype is not offered: the optimizer reads"),
         (["--cuda-graph-impl=local"], "--cuda-graph-impl is not offered: a CUDA graph"),
@@ -224,3 +232,15 @@ def test_the_help_says_what_exit_codes_mean(capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "75 saved and stopped by SIGTERM: run the same command again" in said
     assert "69 another rank was lost" in said and "2 an error that one line names" in said
+
+
+@pytest.mark.proves("C2")
+def test_what_stands_for_an_original_flag_exists():
+    known = {spec.option for spec in all_fields().values()}
+    assert not known & set(ORIGINAL_FLAGS)
+    names = ("preprocess_data.py", "convert_checkpoint.py")
+    tools = [ROOT / "megatron_llava/data/visual_flags.py", *(ROOT / "tools" / n for n in names)]
+    of_tools = " ".join(path.read_text() for path in tools)
+    for text in ORIGINAL_FLAGS.values():
+        for flag in re.findall(r"--[a-z0-9-]+[a-z0-9]", text):
+            assert flag in known or f'"{flag}"' in of_tools, flag

@@ -1,0 +1,56 @@
+"""Flags of the original LLaVA trainers, and what to give here in their place."""
+
+from __future__ import annotations
+
+_STORE = "of tools/preprocess_data.py, which is run once before training"
+_ROWS = "--packing-window 1 makes a pack one sample"
+
+ORIGINAL_FLAGS = {
+    "--model-name-or-path": "--load-hf, or --pretrained-checkpoint for a converted one",
+    "--version": f"--conversation-template {_STORE}",
+    "--image-folder": f"--image-folder {_STORE}",
+    "--video-folder": f"--video-folder {_STORE}",
+    "--lazy-preprocess": "nothing: text is tokenised once, images are read while training",
+    "--vision-tower": "nothing: it is in the checkpoint; tools/merge_checkpoint.py puts one there",
+    "--mm-use-im-start-end": "nothing; learned rows around images are --image-start-end",
+    "--mm-use-im-patch-token": "nothing: no token is added",
+    "--mm-vision-select-feature": "nothing: patches are read, a class token is not",
+    "--pretrain-mm-mlp-adapter": "--mm-projector of tools/convert_checkpoint.py --from llava",
+    "--tune-mm-mlp-adapter": "--mm-tunable-parts mm_mlp_adapter",
+    "--freeze-backbone": "--mm-tunable-parts, which names what learns",
+    "--unfreeze-mm-vision-tower": "--mm-tunable-parts, which names what learns",
+    "--output-dir": "--save, and --load with the same folder to resume",
+    "--resume-from-checkpoint": "--load",
+    "--num-train-epochs": "--train-iters, which counts global batches",
+    "--max-steps": "--train-iters",
+    "--per-device-train-batch-size": f"--global-batch-size, which counts packs; {_ROWS}",
+    "--gradient-accumulation-steps": "--global-batch-size: what exceeds the ranks accumulates",
+    "--per-device-eval-batch-size": "nothing: evaluation takes the packs of --valid-data-path",
+    "--evaluation-strategy": "--valid-data-path with --eval-interval",
+    "--learning-rate": "--lr",
+    "--warmup-ratio": "--lr-warmup-fraction",
+    "--warmup-steps": "--lr-warmup-iters",
+    "--lr-scheduler-type": "--lr-decay-style",
+    "--max-grad-norm": "--clip-grad",
+    "--optim": "--optimizer",
+    "--adam-epsilon": "--adam-eps",
+    "--save-strategy": "--save-interval",
+    "--save-steps": "--save-interval",
+    "--logging-steps": "--log-interval",
+    "--logging-dir": "--tensorboard-dir",
+    "--report-to": "--wandb-project or --tensorboard-dir",
+    "--run-name": "--wandb-exp-name",
+    "--model-max-length": f"--seq-length, the length of a pack; {_ROWS}",
+    "--gradient-checkpointing": "--recompute-activations or --recompute-granularity full",
+    "--dataloader-num-workers": "--num-workers",
+    "--dataloader-drop-last": "--drop-last",
+    "--attn-implementation": "--attention-backend",
+    "--torch-compile-backend": "--torch-compile",
+    "--deepspeed": "--use-distributed-optimizer, and parallelism by its own flags",
+    "--lora-enable": "--lora-rank",
+    "--lora-r": "--lora-rank",
+    "--bits": "--load-in-4bit",
+    "--double-quant": "--bnb-4bit-use-double-quant",
+    "--quant-type": "--bnb-4bit-quant-type",
+}
+"""By the name with dashes."""
