@@ -18,41 +18,22 @@ from numpy.typing import NDArray
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import video_settings
 from megatron_llava.data.max_pooling import with_max_rows
+from megatron_llava.data.pack_pixels import tiles_of
+from megatron_llava.data.pack_positions import Losses, PackText, Positions
 from megatron_llava.data.packed_batch import PackedBatch
 from megatron_llava.data.row_plan import (
     VIDEO,
     NoLayoutError,
     RowPlanner,
     Visuals,
-    is_video,
     visuals_of_samples,
 )
 from megatron_llava.data.row_plan_library import row_planner
 from megatron_llava.data.sample import Sample
 from megatron_llava.data.sample_kinds import count_kinds
 from megatron_llava.data.share import dealt_views
-from megatron_llava.data.stored_video import unpack_frames
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
-from megatron_llava.vision.frames import frame_views
 from megatron_llava.vision.tile_positions import NO_POSITION, view_positions
-from megatron_llava.vision.tiles import enough_pixels, image_views, open_image
-
-
-def padded_rows(num_rows: int, pad_multiple: int = 1, pad_to: int | None = None) -> int:
-    """R for a pack of `num_rows` positions: the next multiple of pad_multiple (not 0), or pad_to.
-
-    Raises:
-        ValueError: pad_to is less than the pack needs, or not a multiple of pad_multiple.
-    """
-    rows = max(-(-num_rows // pad_multiple), 1) * pad_multiple
-    if pad_to is None:
-        return rows
-    if pad_to < rows or pad_to % pad_multiple:
-        raise ValueError(
-            f"cannot pad {num_rows} positions to {pad_to}: "
-            f"it must be at least {rows} and a multiple of {pad_multiple}"
-        )
-    return pad_to
 
 
 def collate(
@@ -82,48 +63,37 @@ def collate(
     Raises:
         ValueError: one line naming the sample, for an image that cannot be used.
     """
-    text = _Text(samples)
-    planner = planner or row_planner()
+    text, planner = PackText(samples), planner or row_planner()
     visuals = visuals_of_samples([sample.image_sizes for sample in samples], settings)
     image_tokens, views = _count(samples, visuals, settings, planner)
-    rows_of_token = np.ones(len(text.tokens), dtype=np.int64)
-    rows_of_token[text.is_image] = image_tokens
-    num_rows = int(rows_of_token.sum())
-    sample_rows = text.sample_sums(rows_of_token)
-    row_starts, sample_ends = _places(text, rows_of_token, sample_rows, sequence_multiple)
-    end = int(sample_ends[-1]) if samples else 0
-    total_rows = padded_rows(end, pad_multiple, pad_to)
-
-    bounds = [0, *sample_ends.tolist()] + [total_rows] * (total_rows > end)
-    cu_seqlens = np.array(bounds, dtype=np.int32)
-    lengths = np.diff(cu_seqlens)
-    sequence_starts = np.repeat(cu_seqlens[:-1], lengths)
-
-    loss_rows = row_starts - 1
-    # The first position of a sample has none before it; a supervised token there is no label.
-    has_loss = text.supervised & (row_starts > sequence_starts[row_starts])
-    num_views = int(views.sum())
+    positions = Positions.of(
+        text,
+        image_tokens,
+        pad_multiple=pad_multiple,
+        pad_to=pad_to,
+        sequence_multiple=sequence_multiple,
+    )
+    num_views, tiles = int(views.sum()), None
+    if with_pixels:
+        dealt = dealt_views(num_views, *view_share)
+        tiles = tiles_of(samples, views, settings, dealt, exact_pixels)
     num_features = max(num_views, 1) * settings.tokens_per_view
     taps, weights, uses = planner.plan(
         visuals,
         settings,
         video=video_settings(settings),
-        visual_rows=row_starts[text.is_image],
-        text_rows=row_starts[~text.is_image],
+        visual_rows=positions.row_starts[text.is_image],
+        text_rows=positions.row_starts[~text.is_image],
         num_features=num_features,
-        total_rows=total_rows,
+        total_rows=positions.total_rows,
     )
-    token_ids = text.tokens[~text.is_image]
-    feature_positions, view_bounds = _positions(visuals, settings)
+    feature_positions, view_bounds = _tile_positions(visuals, settings)
     batch = PackedBatch(
-        token_ids=token_ids,
-        position_ids=np.arange(total_rows) - sequence_starts,
-        cu_seqlens=cu_seqlens,
-        max_seqlen=int(lengths.max()),
-        loss_rows=loss_rows[has_loss],
-        loss_labels=text.tokens[has_loss],
-        loss_samples=text.samples[has_loss],
-        sample_loss_tokens=np.bincount(text.samples[has_loss], minlength=len(samples)),
+        token_ids=text.tokens[~text.is_image],
+        position_ids=np.arange(positions.total_rows) - positions.sequence_starts,
+        cu_seqlens=positions.cu_seqlens,
+        max_seqlen=int(np.diff(positions.cu_seqlens).max()),
+        **Losses.of(text, positions)._asdict(),
         taps=taps,
         weights=weights,
         csr_offsets=uses.offsets,
@@ -131,57 +101,20 @@ def collate(
         csr_weights=uses.weights,
         feature_positions=feature_positions,
         view_bounds=view_bounds,
-        tiles=_tiles(samples, views, settings, dealt_views(num_views, *view_share), exact_pixels)
-        if with_pixels
-        else None,
+        tiles=tiles,
         num_samples=len(samples),
         sample_kinds=count_kinds(sample.image_sizes for sample in samples),
         num_images=len(visuals),
         num_views=num_views,
         sample_views=_views_of_samples(samples, views),
         videos=_videos(visuals, views),
-        num_rows=num_rows,
-        attended=int((sample_rows**2).sum()),
-        num_loss_rows=int(np.count_nonzero(has_loss)),
+        num_rows=positions.num_rows,
+        attended=positions.attended,
     )
     # Of ranks that share views, each has other rows: share.py does it then.
     if settings.pools_by_max and view_share[1] == 1:
         return with_max_rows(batch, num_features, planner)
     return batch
-
-
-class _Text:
-    """The token ids of all samples behind each other, images not yet expanded."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        nothing: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.tokens = np.concatenate([nothing, *(s.token_ids for s in samples)])
-        mask = np.concatenate([nothing, *(s.label_mask for s in samples)])
-        self.is_image = self.tokens == IMAGE_TOKEN_INDEX
-        self.supervised = mask == 1
-        lengths = np.array([len(s.token_ids) for s in samples], dtype=np.int64)
-        self.token_ends = np.cumsum(lengths)
-        self.samples = np.repeat(np.arange(len(samples)), lengths)
-        assert len(mask) == len(self.tokens) and not (self.supervised & self.is_image).any()
-        assert lengths.min(initial=1) > 0
-
-    def sample_sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The sum over the tokens of each sample, of one value a token."""
-        return np.diff(np.cumsum(values)[self.token_ends - 1], prepend=0)
-
-
-def _places(
-    text: _Text,
-    rows_of_token: NDArray[np.int64],
-    sample_rows: NDArray[np.int64],
-    sequence_multiple: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first position of each token, and the end of each sample with its own padding."""
-    ends = np.cumsum(rows_of_token)
-    padding = -sample_rows % sequence_multiple
-    before = np.cumsum(padding) - padding
-    sample_ends = np.cumsum(sample_rows + padding)
-    return ends - rows_of_token + before[text.samples], sample_ends
 
 
 def _count(
@@ -213,7 +146,7 @@ def _videos(visuals: Visuals, views: NDArray[np.int64]) -> tuple[tuple[int, int]
     return tuple(zip(first.tolist(), views[found].tolist(), strict=True))
 
 
-def _positions(
+def _tile_positions(
     visuals: Visuals, settings: ImageSettings
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions [F] of the features, and the bounds [V + 1] of the views among them."""
@@ -231,64 +164,3 @@ def _positions(
     tokens = settings.tokens_per_view
     positions = np.repeat(np.array(of_views, dtype=np.int64), tokens)
     return positions, np.arange(len(of_views) + 1, dtype=np.int64) * tokens
-
-
-def _tiles(
-    samples: Sequence[Sample],
-    views: NDArray[np.int64],
-    settings: ImageSettings,
-    share: range,
-    exact_pixels: bool,
-) -> NDArray[np.uint8]:
-    """[max(len(share), 1), 3, S, S]: the tower always has something to do, on every rank."""
-    side = settings.tile_size
-    tiles = np.zeros((max(len(share), 1), 3, side, side), dtype=np.uint8)
-    first, num_views = 0, iter(views.tolist())
-    for sample in samples:
-        assert sample.images is not None and len(sample.images) == len(sample.image_sizes)
-        for number in range(len(sample.images)):
-            end = first + next(num_views)
-            wanted = range(max(first, share.start), min(end, share.stop))
-            if wanted:
-                decoded = views_of(sample, number, settings, exact_pixels=exact_pixels)
-                assert len(decoded) == end - first
-                place = wanted.start - share.start
-                tiles[place : place + len(wanted)] = decoded[wanted.start - first :][: len(wanted)]
-            first = end
-    return tiles
-
-
-def views_of(
-    sample: Sample, number: int, settings: ImageSettings, *, exact_pixels: bool = True
-) -> NDArray[np.uint8]:
-    """uint8 [V, 3, S, S]: what the tower sees of one image or video of a sample.
-
-    Raises:
-        ValueError: it cannot be decoded, or has another size than was stored; names the sample.
-    """
-    assert sample.images is not None
-    data = sample.images[number]
-    if is_video(sample.image_sizes[number]):
-        source = f"{sample.source}: video {number}"
-        frames = unpack_frames(data, source)
-        try:
-            return frame_views(frames, settings)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-    source = f"{sample.source}: image {number}"
-    size = sample.image_sizes[number]
-    single_view = settings.single_view(sum(not is_video(size) for size in sample.image_sizes))
-    enough = None if exact_pixels else enough_pixels(size, settings, single_view=single_view)
-    image = open_image(data, source, at_least=enough)
-    if image.size not in _sizes_of_decoding(size, exact_pixels):
-        raise ValueError(f"{source} decodes to {image.size} pixels, stored as {size}")
-    try:
-        return image_views(image, settings, single_view=single_view, full_size=size)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _sizes_of_decoding(size: tuple[int, int], exact_pixels: bool) -> set[tuple[int, int]]:
-    """What an image of this size may decode to."""
-    parts = (1,) if exact_pixels else (1, 2, 4, 8)
-    return {(-(-size[0] // part), -(-size[1] // part)) for part in parts}

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from megatron_llava.config.image import ImageSettings
-from megatron_llava.data.collate import views_of
 from megatron_llava.data.describe import describe_visuals, text_of, visual_tokens
+from megatron_llava.data.pack_pixels import views_of
 from megatron_llava.data.sample import Sample, SampleStore
 from megatron_llava.text.tokenizer import Tokenizer
 

@@ -13,9 +13,9 @@ from megatron.core import parallel_state
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.collate import padded_rows
 from megatron_llava.data.loader import PackedDataLoader
 from megatron_llava.data.loss_origins import with_loss_origins
+from megatron_llava.data.pack_positions import padded_rows
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.pad import pad_batch
 from megatron_llava.data.sample import SampleStore

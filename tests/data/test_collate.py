@@ -6,7 +6,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_llava.data.collate import collate, padded_rows
+from megatron_llava.data.collate import collate
+from megatron_llava.data.pack_positions import padded_rows
 from megatron_llava.data.packed_batch import PackedBatch, TensorBatch
 from megatron_llava.data.row_plan import NumpyPlanner
 from megatron_llava.data.sample import Sample

@@ -19,9 +19,10 @@ from published_settings import ONEVISION
 from transformers.video_utils import read_video_pyav
 
 from megatron_llava.config.run import RunConfig
-from megatron_llava.data.collate import collate, views_of
+from megatron_llava.data.collate import collate
 from megatron_llava.data.describe import describe_sample
 from megatron_llava.data.html_view import samples_page
+from megatron_llava.data.pack_pixels import views_of
 from megatron_llava.data.packing import sample_sizes
 from megatron_llava.data.preprocess import preprocess
 from megatron_llava.data.row_plan import NumpyPlanner

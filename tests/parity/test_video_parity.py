@@ -66,7 +66,7 @@ def video_sample(seed: int = 3) -> Sample:
 
 
 def hf_inputs(sample: Sample, settings) -> dict[str, torch.Tensor]:
-    from megatron_llava.data.collate import views_of
+    from megatron_llava.data.pack_pixels import views_of
 
     views = torch.from_numpy(views_of(sample, 0, settings))
     pixels = normalize_tiles(views, settings.image_mean, settings.image_std, torch.float32)
