@@ -62,7 +62,7 @@ class TemporalLayer(MegatronModule):
         super().__init__(config=config)
         self.attention = FeatureAttention(config, generator)
         self.norm = Norm(config, config.hidden_size)
-        self.mlp = MLP(config, mlp_submodules())
+        self.mlp = MLP(config, mlp_submodules(), ffn_hidden_size=config.ffn_hidden_size)
         draw_rows(self.mlp.linear_fc1.weight, config.ffn_hidden_size, config, generator)
         torch.nn.init.zeros_(self.mlp.linear_fc2.weight)
 

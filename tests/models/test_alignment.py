@@ -84,7 +84,7 @@ def test_value_and_gradient_are_those_of_the_formula(reduction, pooling):
     gradients = torch.autograd.grad(0.7 * expected, list(learned.values()))
     losses = model(batch)
     assert losses.tolist() == [0.0]
-    assert float(model.alignment.take()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(model.alignment.take()) == pytest.approx(expected.item(), rel=1e-5)
     assert float(model.alignment.take()) == 0.0
     losses.sum().backward()
     for (name, parameter), gradient in zip(learned.items(), gradients, strict=True):
