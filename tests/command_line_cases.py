@@ -124,6 +124,12 @@ def one_run(folder: Path) -> dict[str, Case]:
             ["16 questions about 4 records"],
             0,
         ),
+        "task": Case(
+            TOOLS["write_lmms_eval_task"],
+            [*chosen, str(folder / "cats"), "--image-folder", str(folder)],
+            ["4 questions in"],
+            0,
+        ),
         "scores": Case(
             TOOLS["published_scores"],
             ["--table", "encoders", "--computed-means"],

@@ -6,7 +6,6 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -16,6 +15,7 @@ from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
+from megatron_llava.inference.truths import truths_of
 from megatron_llava.text.conversation import encode_prompt
 from megatron_llava.text.placement import place_images
 from megatron_llava.text.templates import Template
@@ -79,20 +79,11 @@ def read_questions(
                 kind=str(fields.get("kind", "question")),
                 images=tuple(str(image) for image in (*record.images, *record.videos)),
                 text=record.turns[human].text,
-                truths=_truths(fields.get("answers"), record.turns[human + 1].text, source),
+                truths=truths_of(fields.get("answers"), record.turns[human + 1].text, source),
                 prompt=prompt_sample(token_ids, images, read.sizes, source),
             )
         )
     return questions
-
-
-def _truths(answers: Any, answer: str, source: str) -> tuple[str, ...]:
-    """What a question may be answered with."""
-    if answers is None:
-        return (answer,)
-    if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
-        raise ValueError(f"{source}: answers is {answers!r:.60}; give a list of texts or drop it")
-    return tuple(answers)
 
 
 def _grey(size: tuple[int, int]) -> bytes:
