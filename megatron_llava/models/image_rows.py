@@ -53,9 +53,11 @@ def special_rows(model: MegatronModule, settings: ImageSettings) -> torch.Tensor
     """[S, H], the rows that tokens may name, in the order of ``vision.merge_shape``'s taps."""
     names = ("image_newline", "image_separator", "image_start", "image_end")
     rows = [getattr(model, name, None) for name in names[: settings.num_special_rows]]
-    # A row that is off is named by no token; it has the type and place of the projector's output.
+    # A row that is off is named by no token; it has the type of the projector's output, and the
+    # place of the decoder's rows: the projector may compute elsewhere.
     weight = next(model.vision_projection.parameters())
-    off = weight.new_zeros(model.config.hidden_size)
+    words = model.language_model.embedding.word_embeddings.weight
+    off = weight.new_zeros(model.config.hidden_size, device=words.device)
     return torch.stack([off if row is None else row for row in rows])
 
 

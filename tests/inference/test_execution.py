@@ -66,6 +66,17 @@ def test_all_between_pixels_and_the_decoder_is_put_elsewhere():
     assert {"language_model", "image_newline"} <= here and not here & there
 
 
+def test_a_model_without_learned_rows_has_its_blank_ones_beside_the_decoder():
+    from megatron_llava.inference.load import place
+    from megatron_llava.models.image_rows import special_rows
+
+    for more in ({}, {"image_separator": True}):
+        model = tiny_model(tiny_config(mm_patch_merge_type="flat", image_newline=False, **more))
+        assert not hasattr(model, "image_newline")
+        place(model, CPU, ELSEWHERE)
+        assert special_rows(model, model.image_settings).device == CPU
+
+
 def test_pixels_go_to_the_tower_and_features_to_the_decoder(root, questions, expected, monkeypatch):
     """On two devices, of which one computes nothing: features are those of a whole model."""
     from megatron_llava.inference.load import place
