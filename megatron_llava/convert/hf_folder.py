@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_llava.config.towers import HF_TOWERS, TOWERS
+from megatron_llava.config.towers import TOWERS
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import EMBEDDING, LM_HEAD, VISION
 from megatron_llava.convert.hf_config import mapping_from_hf, read_json
@@ -30,6 +30,8 @@ SIDE_FILES = (
     "processor_config.json",
     "chat_template*",
 )
+_POSITIONS = ("embeddings.position_embedding.weight", "embeddings.position_embeddings")
+"""What towers call them: a row for each position, perhaps behind a dimension of one."""
 DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -148,20 +150,22 @@ def check_tensors(mapping: dict[str, Any], reader: HFSource, prefix: str = "text
             found = f"{reader.shape(name)[0]} rows"
             raise _contradiction(prefix + field, stated, reader, name, found)
     _check_layers(reader, "language_model.model.layers.", prefix, mapping["num_layers"])
-    if mapping["vision_model_type"] not in HF_TOWERS:
-        _check_tower(mapping, reader)
+    _check_tower(mapping, reader)
 
 
 def _check_tower(mapping: dict[str, Any], reader: HFSource) -> None:
-    positions = VISION + "embeddings.position_embedding.weight"
+    kind = TOWERS[mapping["vision_model_type"]]
     side = mapping["vision_image_size"] // mapping["vision_patch_size"]
-    expected = side * side + TOWERS[mapping["vision_model_type"]].front_rows
-    if positions in reader and reader.shape(positions)[0] != expected:
-        stated = f"{mapping['vision_image_size']} ({expected} positions)"
-        found = f"{reader.shape(positions)[0]} rows"
-        raise _contradiction("vision_config.image_size", stated, reader, positions, found)
+    expected = side * side + kind.front_rows
+    for positions in (VISION + name for name in _POSITIONS):
+        if positions in reader and (rows := reader.shape(positions)[-2]) != expected:
+            stated = f"{mapping['vision_image_size']} ({expected} positions)"
+            raise _contradiction(
+                "vision_config.image_size", stated, reader, positions, f"{rows} rows"
+            )
+    layers = "encoder.layers" if kind.hf is None else kind.hf.layers
     stored = mapping["vision_num_layers"]
-    _check_layers(reader, VISION + "encoder.layers.", "vision_config.", stored)
+    _check_layers(reader, f"{VISION}{layers}.", "vision_config.", stored)
 
 
 def _check_layers(reader: HFSource, prefix: str, section: str, expected: int) -> None:

@@ -88,6 +88,29 @@ def test_a_start_with_such_a_tower(core_process, tmp_path, tower):
     assert list(mean) == list(TOWERS[tower].image_mean_std[0])
 
 
+@pytest.mark.parametrize(
+    ("tower", "key", "message"),
+    [
+        ("dinov2", "image_size", r"image_size is 224 \(257 positions\), but .*tower.* has 17 rows"),
+        ("dinov2", "num_hidden_layers", "num_hidden_layers is 12, but .* tensors of 3 layers"),
+        ("aimv2", "image_size", r"image_size is 224 \(256 positions\), but .*tower.* has 16 rows"),
+    ],
+)
+def test_a_size_that_config_json_lacks(tmp_path, tower, key, message):
+    from transformers import AutoModel
+
+    AutoModel.from_config(vision_config(tower)).save_pretrained(tmp_path / "tower")
+    path = tmp_path / "tower" / "config.json"
+    config = json.loads(path.read_text())
+    del config[key]
+    path.write_text(json.dumps(config))
+    text, tower = language_model(tmp_path / "llm", "qwen2"), tmp_path / "tower"
+    settings = Stage0(language_model=text, vision_tower=tower, model_type="llava_next")
+    with pytest.raises(ValueError, match=f"config.json: vision_config.{message}") as caught:
+        merge_to_megatron(settings, tmp_path / "root")
+    assert "\n" not in str(caught.value)
+
+
 def test_what_such_a_tower_cannot(core_process, tmp_path):
     source = tiny_llava(tmp_path / "hf", "llava_next", "vicuna", "dinov2")
     core_process(import_hf, source, tmp_path / "root")
