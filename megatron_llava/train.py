@@ -16,7 +16,6 @@ from megatron_llava.config.validate import validate
 from megatron_llava.platform.torchrun import global_rank, world_size
 
 _PROGRAM = "megatron_llava.train"
-_SECONDS_FOR_RANK_ZERO = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -108,7 +107,9 @@ def _exit(error: str, code: int = USER_ERROR) -> NoReturn:
     """
     rank = global_rank()
     if rank > 0:
-        time.sleep(_SECONDS_FOR_RANK_ZERO)
+        from megatron_llava.platform.lost_ranks import SECONDS_FOR_RANK_ZERO
+
+        time.sleep(SECONDS_FOR_RANK_ZERO)
     exit_with_error(error, f"{_PROGRAM}{f' (rank {rank})' if rank else ''}", code)
 
 

@@ -32,6 +32,8 @@ from megatron_llava.platform.torchrun import restart_count, store_address, torch
 SECONDS_BETWEEN_BEATS = 1.0
 BEATS_OF_SILENCE = 40
 """Beats without an answer after which a rank is lost. Some calls into C++ let no thread run."""
+SECONDS_FOR_RANK_ZERO = 10.0
+"""How long other ranks keep a user error to themselves, which the first one may say for all."""
 SECONDS_TO_LEAVE = 5.0
 """Time for the main thread to end what it is at, such as giving a checkpoint its name."""
 _SECONDS_TO_TELL = 5.0
@@ -45,7 +47,7 @@ class Verdict:
 
     Attributes:
         kind: "lost", or "failed" for a rank that ended with a traceback, or "refused" for one that
-            ended with a user error and has said all that there is to say.
+            ends with a user error and says all that there is to say.
         text: names the rank, its machine and its process.
     """
 
@@ -215,14 +217,17 @@ class RankWatch:
             with suppress(RuntimeError):
                 # A rank that is lost hears nothing.
                 self._tell(store, self._world_size - (verdict.kind == "lost"))
-        give_up = time.monotonic() + SECONDS_TO_LEAVE
-        while not self._main_waits.is_set() and time.monotonic() < give_up:
+        refused = verdict.kind == "refused"
+        # The first rank to end ends all, by torchrun: the one that refused says why before.
+        seconds = SECONDS_TO_LEAVE + (SECONDS_FOR_RANK_ZERO if refused else 0)
+        give_up = time.monotonic() + seconds
+        while (refused or not self._main_waits.is_set()) and time.monotonic() < give_up:
             if self._left.wait(0.1):
                 return
         # Nothing that Python would do at its end happens: these would stay for ever.
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(USER_ERROR if verdict.kind == "refused" else RANK_LOST)
+        os._exit(USER_ERROR if refused else RANK_LOST)
 
     def _tell(self, store: dist.Store, listeners: int) -> None:
         """Whoever serves the store stays until all that live have read the verdict."""

@@ -75,6 +75,9 @@ def test_the_line_of_a_user_error_stays_the_only_one(watched, scenario, rank):
     result = watched[scenario]
     assert result["codes"] == [USER_ERROR] * 3
     assert result["lines"] == [f"program (rank {rank}): error: a flag is wrong"]
+    if rank > 0:
+        # It is said a while later than by rank 0, and whoever ends first ends all.
+        assert result["at_first_end"] == result["lines"]
 
 
 def test_a_traceback_on_one_rank_ends_the_others(watched):

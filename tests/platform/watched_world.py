@@ -88,7 +88,7 @@ def be_busy_for_longer_than_the_silence(rank: int) -> None:
 def serve(rank: int, port: int, body: Callable[[int], None]) -> int:
     """What a rank does; its exit code."""
     lost_ranks.SECONDS_BETWEEN_BEATS, lost_ranks.BEATS_OF_SILENCE = 0.1, 20
-    lost_ranks.SECONDS_TO_LEAVE = 0.5
+    lost_ranks.SECONDS_TO_LEAVE, lost_ranks.SECONDS_FOR_RANK_ZERO = 0.5, 1.0
     store = dist.TCPStore(
         "127.0.0.1", port, WORLD_SIZE, rank == 0, timedelta(seconds=20), multi_tenant=True
     )
@@ -97,6 +97,8 @@ def serve(rank: int, port: int, body: Callable[[int], None]) -> int:
             time.sleep(0.3)
             body(rank)
     except ValueError as error:
+        # As megatron_llava.train does.
+        time.sleep(lost_ranks.SECONDS_FOR_RANK_ZERO if rank else 0)
         os.write(2, f"program (rank {rank}): error: {error}\n".encode())
         return 2
     except BaseException as error:
@@ -106,7 +108,8 @@ def serve(rank: int, port: int, body: Callable[[int], None]) -> int:
 
 
 def run(body: Callable[[int], None]) -> dict[str, object]:
-    """Exit codes and standard error of all ranks."""
+    """Exit codes and standard error of all ranks; `at_first_end` what was said when the first one
+    ended, where torchrun ends the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,11 +123,14 @@ def run(body: Callable[[int], None]) -> dict[str, object]:
                 os._exit(serve(rank, port, body))
             children.append(child)
         began, statuses = time.monotonic(), [None] * WORLD_SIZE
+        at_first_end = None
         while time.monotonic() - began < 30 and None in statuses:
             for rank, child in enumerate(children):
                 if statuses[rank] is None:
                     pid, status = os.waitpid(child, os.WNOHANG)
                     statuses[rank] = os.waitstatus_to_exitcode(status) if pid else None
+            if at_first_end is None and statuses.count(None) < WORLD_SIZE:
+                at_first_end = os.pread(output.fileno(), 10_000, 0).decode().splitlines()
             # A rank that was stopped never ends.
             if statuses.count(None) == 1 and "stop" in body.__name__:
                 break
@@ -136,7 +142,8 @@ def run(body: Callable[[int], None]) -> dict[str, object]:
                 os.waitpid(child, 0)
         output.seek(0)
         lines = output.read().decode().splitlines()
-    return {"codes": statuses, "lines": lines, "pids": children, "seconds": seconds}
+    result = {"codes": statuses, "lines": lines, "pids": children, "seconds": seconds}
+    return result | {"at_first_end": at_first_end}
 
 
 if __name__ == "__main__":
