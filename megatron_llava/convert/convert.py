@@ -91,7 +91,7 @@ def common_dtype(
         if dtype != first and not any_of_them:
             raise ValueError(
                 f"two dtypes in one checkpoint: {reader.source(names[0])} is {first}, "
-                f"{reader.source(name)} is {dtype}"
+                f"{reader.source(name)} is {dtype}: give --dtype, to which all are converted"
             )
     return first
 

@@ -218,7 +218,7 @@ def test_one_dtype_for_all_parameters(llama, tmp_path):
     reader, mapping, *_ = to_megatron(llama)
     assert common_dtype(reader, mapping) == torch.float32
     mixed = edited(llama, tmp_path / "mixed", lambda t: t.update({QUERY: t[QUERY].bfloat16()}))
-    with pytest.raises(ValueError, match="two dtypes.*q_proj"):
+    with pytest.raises(ValueError, match="two dtypes.*q_proj.*: give --dtype"):
         common_dtype(HFReader(mixed), mapping)
     double = edited(llama, tmp_path / "double", lambda t: t.update({QUERY: t[QUERY].double()}))
     with pytest.raises(ValueError, match="q_proj.weight is torch.float64"):
