@@ -31,13 +31,14 @@ class HFParts:
     """Where the list of layers is, below the model, such as ``encoder.layer``."""
 
     defaults: dict[str, Any]
-    """The settings of config.json that decide what is computed, with the values of their class."""
+    """The settings of config.json that decide what is computed, or which parameters there are, with
+    the values of their class."""
 
     fixed: dict[str, Any]
     """Settings that have one value here: nothing is dropped out of a tower."""
 
     without: dict[str, Any] = field(default_factory=dict)
-    """Settings that leave out parameters that no feature comes from."""
+    """Settings that leave out parameters that no feature comes from, in what is built."""
 
     unused: tuple[str, ...] = ()
     """Beginnings of the names of those; a folder may lack them."""
@@ -105,6 +106,7 @@ TOWERS: dict[str, TowerKind] = {
                 "patch_size": 14,
                 "qkv_bias": True,
                 "layerscale_value": 1.0,
+                "use_mask_token": True,
             },
             fixed={
                 "use_swiglu_ffn": False,
@@ -145,6 +147,7 @@ TOWERS: dict[str, TowerKind] = {
                 "qkv_bias": False,
                 "mlp_bias": False,
                 "is_native": False,
+                "use_head": True,
             },
             fixed={"num_channels": 3, "attention_dropout": 0.0},
             without={"use_head": False},

@@ -67,11 +67,22 @@ def test_the_mapping_keeps_every_setting(core_process, tmp_path):
     assert (mapping["vision_model_type"], mapping["vision_ffn_hidden_size"]) == ("dinov2", 96)
 
 
-@pytest.mark.parametrize("tower", ["dinov2", "aimv2"])
-def test_a_start_with_such_a_tower(core_process, tmp_path, tower):
-    from transformers import AutoModel
+@pytest.mark.parametrize(
+    ("tower", "changes"),
+    [
+        ("dinov2", {}),
+        ("dinov2", {"use_mask_token": False}),
+        ("aimv2", {}),
+        ("aimv2", {"use_head": False}),
+    ],
+)
+def test_a_start_with_such_a_tower(core_process, tmp_path, tower, changes):
+    from transformers import AutoModel, AutoModelForImageTextToText
 
-    model = AutoModel.from_config(vision_config(tower))
+    config = vision_config(tower)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = AutoModel.from_config(config)
     randomise(model, 4)
     model.save_pretrained(tmp_path / "tower")
     settings = Stage0(
@@ -80,6 +91,10 @@ def test_a_start_with_such_a_tower(core_process, tmp_path, tower):
         model_type="llava_onevision",
     )
     core_process(merge_to_hf, settings, tmp_path / "hf")
+    _, loading = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not any(loading.values()), loading
     core_process(merge_to_megatron, settings, tmp_path / "root")
     core_process(verify, tmp_path / "root", tmp_path / "hf")
     differences = core_process(verify_logits, tmp_path / "root", tmp_path / "hf")
