@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from megatron_llava.config.towers import HF_TOWERS, TOWERS
 from megatron_llava.convert.rules import REPLICATED, Copy, PassThrough, Rule, Shape
-from megatron_llava.convert.tensor_source import TensorSource
+from megatron_llava.convert.tensor_source import RenamedTensors, TensorSource
 from megatron_llava.vision.hf_tower import hf_name, model_shapes, parts_of, tower_shapes
 
 VISION, FLAT_VISION = "vision_tower.vision_model.", "vision_tower."
@@ -103,26 +100,9 @@ def _built(mapping: dict[str, Any]) -> dict[str, Shape]:
 
 
 def written_names(source: TensorSource, mapping: dict[str, Any]) -> TensorSource:
-    """Tensors under the names that a class of transformers gives them."""
-    return _FlatTower(source) if mapping["vision_model_type"] in HF_TOWERS else source
-
-
-class _FlatTower:
-    """A TensorSource of hub names but for the tower: those beside CLIP and SigLIP have no
-    `vision_model.` in them."""
-
-    def __init__(self, source: TensorSource) -> None:
-        self._source = source
-        self._hub = {name.replace(VISION, FLAT_VISION): name for name in source.names()}
-
-    def names(self) -> list[str]:
-        return list(self._hub)
-
-    def shape(self, name: str) -> Shape:
-        return self._source.shape(self._hub[name])
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._source.dtype(self._hub[name])
-
-    def tensor(self, name: str) -> Tensor:
-        return self._source.tensor(self._hub[name])
+    """Hub tensors under the names that a class of transformers gives them: towers beside CLIP and
+    SigLIP have no `vision_model.` in them."""
+    if mapping["vision_model_type"] not in HF_TOWERS:
+        return source
+    names = {name.replace(VISION, FLAT_VISION): name for name in source.names()}
+    return RenamedTensors(source, names)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_llava.config.towers import HF_TOWERS
 from megatron_llava.convert.checkpoint import hf_tensors, import_source
@@ -30,8 +29,7 @@ from megatron_llava.convert.mm_projector import FILE, ProjectorFile, write_mm_pr
 from megatron_llava.convert.output_folder import check_room, pending_folder, refuse_existing
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.root_files import HF_FOLDER, read_root_mapping
-from megatron_llava.convert.rules import Shape
-from megatron_llava.convert.tensor_source import TensorSource, stored_bytes
+from megatron_llava.convert.tensor_source import RenamedTensors, stored_bytes
 from megatron_llava.convert.tower_folder import TowerFolder
 from megatron_llava.convert.whole_model import as_path, open_whole
 
@@ -100,30 +98,6 @@ def llava_mapping(folder: Path, reader: HFSource, tower: TowerFolder | None) -> 
     return mapping
 
 
-class OriginalNames:
-    """A TensorSource of hub names under the original names."""
-
-    def __init__(self, source: TensorSource, *, without_vision_tower: bool = False) -> None:
-        self._source = source
-        self._hub = {
-            original_name(name): name
-            for name in source.names()
-            if not (without_vision_tower and name.startswith(VISION))
-        }
-
-    def names(self) -> list[str]:
-        return list(self._hub)
-
-    def shape(self, name: str) -> Shape:
-        return self._source.shape(self._hub[name])
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._source.dtype(self._hub[name])
-
-    def tensor(self, name: str) -> Tensor:
-        return self._source.tensor(self._hub[name])
-
-
 def export_llava(
     root: str | Path,
     folder: str | Path,
@@ -155,7 +129,12 @@ def export_llava(
         )
     checkpoint = open_whole(root, mapping, iteration, as_path(base))
     hub = hf_tensors(checkpoint, root, mapping, dtype)
-    source = OriginalNames(hub, without_vision_tower=without_vision_tower)
+    names = {original_name(name): name for name in hub.names()}
+    if without_vision_tower:
+        names = {
+            name: hub_name for name, hub_name in names.items() if not hub_name.startswith(VISION)
+        }
+    source = RenamedTensors(hub, names)
     check_room(folder, stored_bytes(source))
     config = read_json(root / HF_FOLDER / CONFIG_FILE)
     task = {

@@ -66,6 +66,29 @@ class CastTensors:
         return self._source.tensor(name).to(self.dtype(name))
 
 
+class RenamedTensors:
+    """A TensorSource of which some tensors have other names, and others are left out.
+
+    Args:
+        names: the source's name of each tensor.
+    """
+
+    def __init__(self, source: TensorSource, names: Mapping[str, str]) -> None:
+        self._source, self._names = source, names
+
+    def names(self) -> list[str]:
+        return list(self._names)
+
+    def shape(self, name: str) -> Shape:
+        return self._source.shape(self._names[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._source.dtype(self._names[name])
+
+    def tensor(self, name: str) -> Tensor:
+        return self._source.tensor(self._names[name])
+
+
 def stored_bytes(source: TensorSource) -> int:
     """Bytes of all tensors together."""
     return sum(

@@ -84,7 +84,7 @@ def epoch_remark(config: RunConfig, schedule: TrainingSchedule) -> str | None:
         return None
     batch, plan, taken = config.training.global_batch_size, schedule.plan(0), schedule.packs_of(0)
     assert batch is not None, "it is asked for with the flag"
-    steps = f"the first epoch's {len(plan)} packs are {taken // batch} steps of {batch}"
+    steps = f"the first epoch's {len(plan)} packs fill {taken // batch} global batches of {batch}"
     if taken == len(plan):
         return f"{steps}, and --drop-last leaves out none of them"
     samples = len(plan.sample_ids) - int(plan.pack_offsets[taken])
