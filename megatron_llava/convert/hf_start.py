@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_llava.config.model_yaml import MODEL_GROUPS
 from megatron_llava.config.run import all_fields
+from megatron_llava.config.towers import HF_TOWERS
 from megatron_llava.convert.convert import (
     MegatronTensors,
     check_hf,
@@ -25,9 +26,12 @@ from megatron_llava.convert.convert import (
 from megatron_llava.convert.hf_folder import CONFIG_FILE, copy_side_files, read_mapping
 from megatron_llava.convert.hf_reader import ORIGINAL, HFReader
 from megatron_llava.convert.root_files import HF_FOLDER, model_settings, write_root_files
+from megatron_llava.vision.hf_tower import hf_name
 
 if TYPE_CHECKING:
     from megatron_llava.models.llava import LlavaModel
+
+_TOWER = "vision_model."
 
 
 def hf_model_fields(folder: str | Path) -> tuple[dict[str, Any], str]:
@@ -106,8 +110,11 @@ class _ByPlace:
 
         self._source = source
         self._names: dict[str, str] = {}
+        kind = mapping["vision_model_type"]
         for name in megatron_shapes(mapping):
             key = name
+            if kind in HF_TOWERS and name.startswith(_TOWER):
+                key = _TOWER + hf_name(kind, name.removeprefix(_TOWER))
             for norm, stored in NORM_KEYS.items():
                 # Of the language model and the tower alike.
                 key = key.replace(f".{norm}", f".{stored}")

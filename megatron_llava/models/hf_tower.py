@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import checkpoint
@@ -15,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_llava.config.model import VisionConfig
 from megatron_llava.models.tower import Tower
-from megatron_llava.vision.hf_tower import HFTowerParts
+from megatron_llava.vision.hf_tower import HFTowerParts, hf_name
 
 
 class HFTower(Tower):
@@ -45,12 +46,20 @@ class HFTower(Tower):
             whole_on_each_rank=whole_on_each_rank,
             views_at_once=views_at_once,
         )
-        self.front_rows = vision.front_rows
+        self.kind, self.front_rows = vision.vision_model_type, vision.front_rows
         parts = HFTowerParts(vision.vision_model_type, vision.vision_hf_config, vision.built_layers)
         parts.to(config.params_dtype)
         self.embeddings, self.layers = parts.embeddings, parts.layers
         if whole_on_each_rank:
             self.mark_whole()
+
+    def sharded_state_dict(self, prefix: str = "", *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Core's description of the weights, under the names that files of transformers have: those
+        of its modules change from version to version."""
+        state = super().sharded_state_dict(prefix, *args, **kwargs)
+        for name, entry in state.items():
+            entry.key = prefix + hf_name(self.kind, name.removeprefix(prefix))
+        return state
 
     def encode(self, patches_VTK: torch.Tensor) -> torch.Tensor:
         hidden_VLD = self.embeddings(self._pixels(patches_VTK))

@@ -48,6 +48,23 @@ def test_a_model_of_transformers_comes_and_goes(core_process, tmp_path, model_ty
     assert all(torch.equal(before.tensor(name), after.tensor(name)) for name in before.names())
 
 
+def stored_names(root):
+    from megatron.core import dist_checkpointing
+
+    return list(dist_checkpointing.load_tensors_metadata(str(root / "release")))
+
+
+def test_a_checkpoint_has_the_names_of_files(core_process, tmp_path):
+    """So that it outlives the names of modules, which transformers changes."""
+    source = tiny_llava(tmp_path / "hf", "llava_next", "vicuna", "dinov2")
+    core_process(import_hf, source, tmp_path / "root")
+    found = core_process(stored_names, tmp_path / "root")
+    of_tower = {name.removeprefix("vision_model.") for name in found if "vision_model" in name}
+    theirs = {name.removeprefix("vision_tower.vision_model.") for name in HFReader(source).names()}
+    assert of_tower and of_tower <= theirs
+    assert "encoder.layer.1.attention.attention.query.weight" in of_tower
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_defaults_are_those_of_transformers(kind):
     from transformers import AutoConfig

@@ -176,6 +176,21 @@ def test_a_stage_where_everything_is_frozen_saves_and_resumes(pool, setup, tmp_p
     assert resumed == expected[3:]
 
 
+@pytest.mark.parametrize("model", ["dinov2", "aimv2-native"])
+def test_a_run_with_a_tower_of_transformers_resumes(pool, setup, tmp_path, model):
+    """Saved by two data-parallel ranks, resumed by two tensor-parallel ones."""
+    arguments = setup.arguments("--use-distributed-optimizer", model=model, steps=6)
+    expected = pool.run(train, arguments, world_size=2)[0]["steps"]
+    arguments.append("--dist-ckpt-optim-fully-reshardable")
+    start(pool, arguments, tmp_path, 2)
+    others = ["--tensor-model-parallel-size=2", "--vision-parallel=data"]
+    resumed = pool.run(train, [*arguments, *others, *saving(tmp_path)], world_size=2)[0]["steps"]
+    assert len(resumed) == 3
+    for found, wanted in zip(resumed, expected[3:], strict=True):
+        assert found["lm loss"] == pytest.approx(wanted["lm loss"], rel=1e-4)
+        assert found["grad norm"] == pytest.approx(wanted["grad norm"], rel=1e-3)
+
+
 def test_rates_of_the_command_line_win_over_those_saved(pool, setup, saved, tmp_path):
     arguments = setup.arguments(steps=6)
     changed = [flag for flag in arguments if not flag.startswith("--lr=")] + ["--lr=5e-4"]
