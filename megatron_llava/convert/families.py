@@ -11,7 +11,12 @@ from typing import Any
 
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.towers import HF_TOWERS
-from megatron_llava.convert.hf_tower_rules import VISION, hf_tower_passthrough, hf_tower_rules
+from megatron_llava.convert.hf_tower_rules import (
+    VISION,
+    built_layers,
+    hf_tower_passthrough,
+    hf_tower_rules,
+)
 from megatron_llava.convert.rules import (
     COLUMN,
     GATE_UP,
@@ -174,12 +179,6 @@ def _vision_layer(mapping: dict[str, Any]) -> list[Rule]:
     return rules
 
 
-def _built_layers(mapping: dict[str, Any]) -> int:
-    """Layers up to the selected hidden state; of the states, the first is the embeddings."""
-    built: int = mapping["vision_num_layers"] + 1 + mapping["mm_vision_select_layer"]
-    return built
-
-
 def vision_rules(mapping: dict[str, Any]) -> list[Rule]:
     """The tower as far as it is built: CLIP has a class token and a norm in front of it."""
     if mapping["vision_model_type"] in HF_TOWERS:
@@ -207,7 +206,7 @@ def vision_rules(mapping: dict[str, Any]) -> list[Rule]:
         ]
     else:
         rules.append(_copy(conv1 + "bias", embeddings + "patch_embedding.bias", (hidden,)))
-    return rules + for_layers(_vision_layer(mapping), _built_layers(mapping))
+    return rules + for_layers(_vision_layer(mapping), built_layers(mapping))
 
 
 def vision_passthrough(mapping: dict[str, Any]) -> list[PassThrough]:
@@ -215,7 +214,7 @@ def vision_passthrough(mapping: dict[str, Any]) -> list[PassThrough]:
     if mapping["vision_model_type"] in HF_TOWERS:
         return hf_tower_passthrough(mapping)
     hidden = (mapping["vision_hidden_size"],)
-    built, stored = _built_layers(mapping), mapping["vision_num_layers"]
+    built, stored = built_layers(mapping), mapping["vision_num_layers"]
     reason = f"after the selected feature layer {mapping['mm_vision_select_layer']}"
     unused = [rule.at(layer) for layer in range(built, stored) for rule in _vision_layer(mapping)]
     rows = [

@@ -8,11 +8,11 @@ names of the command-line flags; besides them it keeps what only the way back ne
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from megatron_llava.config.towers import HF_TOWERS, TOWERS, kind_of
+from megatron_llava.convert.config_checks import check_kinds, choice, require
 from megatron_llava.convert.hf_defaults import (
     ROPE_THETA_DEFAULT,
     TEXT_DEFAULTS,
@@ -46,16 +46,16 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     Raises ValueError naming the setting for everything that the Megatron model would not compute.
     Tied weights and the dtype are known only with the tensors: see `check_tensors`.
     """
-    model_type = _choice(config, "model_type", TOP_DEFAULTS, "")
+    model_type = choice(config, "model_type", TOP_DEFAULTS, "")
     if "quantization_config" in config:
         raise ValueError("config.json: quantization_config is set; convert the unquantised model")
     given = {key: value for key, value in config.items() if value is not None}
     top = {**TOP_DEFAULTS[model_type], **given}
-    _require(top, "multimodal_projector_bias", True, "")
+    require(top, "multimodal_projector_bias", True, "")
     projector = PROJECTOR_OF_ACTIVATION[
-        _choice(top, "projector_hidden_act", PROJECTOR_OF_ACTIVATION, "")
+        choice(top, "projector_hidden_act", PROJECTOR_OF_ACTIVATION, "")
     ]
-    _check_kinds(top, {"text_config": {}, "vision_config": {}, "image_token_index": 1}, "")
+    check_kinds(top, {"text_config": {}, "vision_config": {}, "image_token_index": 1}, "")
     text_type = TOP_DEFAULTS[model_type]["text_config"]["model_type"]
     vision_type = TOP_DEFAULTS[model_type]["vision_config"]["model_type"]
     mapping = text_fields({"model_type": text_type, **top["text_config"]})
@@ -73,44 +73,6 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     }
 
 
-def _choice(section: dict[str, Any], key: str, supported: Iterable[str], prefix: str) -> str:
-    """The value of a setting that is one of some names."""
-    value = section.get(key)
-    if not isinstance(value, str) or value not in supported:
-        names = ", ".join(sorted(supported))
-        raise ValueError(f"config.json: {prefix}{key} is {value!r}; supported: {names}")
-    return value
-
-
-def _check_kinds(section: dict[str, Any], examples: dict[str, Any], prefix: str) -> None:
-    """Refuse settings that are not of the kind of an example, such as text for a number.
-
-    An int stands for a positive number of things; without an example a setting may be null.
-    """
-    for key, example in examples.items():
-        value = section[key]
-        if value is None and (example is None or key == "sliding_window"):
-            continue
-        if isinstance(example, dict):
-            is_good, wanted = isinstance(value, dict), "an object"
-        elif isinstance(example, bool):
-            is_good, wanted = isinstance(value, bool), "true or false"
-        elif isinstance(example, float):
-            is_good, wanted = isinstance(value, (int, float)) and value > 0, "a positive number"
-        elif isinstance(example, str):
-            is_good, wanted = isinstance(value, str), "a name"
-        else:
-            is_good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            wanted = "a positive whole number"
-        if not is_good:
-            raise ValueError(f"config.json: {prefix}{key} is {value!r}; give {wanted}")
-
-
-def _require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> None:
-    if section.get(key, expected) != expected:
-        raise ValueError(f"config.json: {prefix}{key} is {section[key]!r}; supported: {expected!r}")
-
-
 def _rotary_base(text: dict[str, Any], prefix: str) -> float:
     """The rotary base: in `rope_parameters` of new files, `rope_theta` of old ones."""
     parameters = text.get("rope_parameters") or {}
@@ -125,7 +87,7 @@ def _rotary_base(text: dict[str, Any], prefix: str) -> float:
         if kind != "default":
             raise ValueError(f"config.json: {prefix}{key} is {section!r}; supported: none")
     for section in (text, parameters):
-        _require(section, "partial_rotary_factor", 1.0, prefix)
+        require(section, "partial_rotary_factor", 1.0, prefix)
     old, new = text.get("rope_theta"), parameters.get("rope_theta")
     if old is not None and new is not None and old != new:
         raise ValueError(
@@ -134,7 +96,7 @@ def _rotary_base(text: dict[str, Any], prefix: str) -> float:
     theta = new if new is not None else old
     if theta is None:
         return ROPE_THETA_DEFAULT
-    _check_kinds({"rope_theta": theta}, {"rope_theta": ROPE_THETA_DEFAULT}, prefix)
+    check_kinds({"rope_theta": theta}, {"rope_theta": ROPE_THETA_DEFAULT}, prefix)
     return float(theta)
 
 
@@ -161,13 +123,13 @@ def text_fields(section: dict[str, Any], prefix: str = "text_config.") -> dict[s
         section: its config, `model_type` included.
         prefix: where its keys are, for messages.
     """
-    model_type = _choice(section, "model_type", TEXT_DEFAULTS, prefix)
+    model_type = choice(section, "model_type", TEXT_DEFAULTS, prefix)
     text = {**TEXT_DEFAULTS[model_type], **section}
-    _check_kinds(text, TEXT_DEFAULTS[model_type], prefix)
-    _require(text, "hidden_act", "silu", prefix)
+    check_kinds(text, TEXT_DEFAULTS[model_type], prefix)
+    require(text, "hidden_act", "silu", prefix)
     if model_type != "qwen2":  # Qwen2 has a bias on query, key and value whatever the file says
-        _require(text, "attention_bias", False, prefix)
-    _require(text, "mlp_bias", False, prefix)
+        require(text, "attention_bias", False, prefix)
+    require(text, "mlp_bias", False, prefix)
     _refuse_sliding_window(text, model_type, prefix)
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
     groups = text["num_key_value_heads"] or heads
@@ -221,7 +183,7 @@ def vision_fields(
     """
     prefix = "vision_config."
     known = [kind.hf_model_type for kind in TOWERS.values()]
-    model_type = _choice(section, "model_type", known, prefix)
+    model_type = choice(section, "model_type", known, prefix)
     kind = kind_of(model_type)
     assert kind is not None
     # "default" drops the first position: the class token, which not every kind has.
@@ -236,9 +198,9 @@ def vision_fields(
         selected = _select_layer(top, fields["vision_num_layers"], layer_key)
         return fields | {"mm_vision_select_layer": selected}
     vision = {**VISION_DEFAULTS[model_type], **section}
-    _check_kinds(vision, VISION_DEFAULTS[model_type], prefix)
-    _require(vision, "num_channels", 3, prefix)
-    _choice(vision, "hidden_act", VISION_ACTIVATIONS, prefix)
+    check_kinds(vision, VISION_DEFAULTS[model_type], prefix)
+    require(vision, "num_channels", 3, prefix)
+    choice(vision, "hidden_act", VISION_ACTIVATIONS, prefix)
     if vision["hidden_size"] % vision["num_attention_heads"]:
         raise ValueError(
             f"config.json: vision_config.hidden_size is {vision['hidden_size']}, "

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from megatron_llava.config.towers import HF_TOWERS, TOWERS
+from megatron_llava.convert.config_checks import require
 from megatron_llava.convert.rules import REPLICATED, Copy, PassThrough, Rule, Shape
 from megatron_llava.convert.tensor_source import RenamedTensors, TensorSource
 from megatron_llava.vision.hf_tower import hf_name, model_shapes, parts_of, tower_shapes
@@ -22,28 +23,27 @@ def hf_tower_fields(kind: str, section: dict[str, Any]) -> dict[str, Any]:
     """
     parts = parts_of(kind)
     for key, value in parts.fixed.items():
-        if section.get(key, value) != value:
-            raise ValueError(
-                f"config.json: vision_config.{key} is {section[key]!r}; supported: {value!r}"
-            )
+        require(section, key, value, "vision_config.")
     settings = {
         key: _like(value, section.get(key, value), f"vision_config.{key}")
         for key, value in parts.defaults.items()
     }
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
-        if settings[key] < 1 or settings["hidden_size"] % settings["num_attention_heads"]:
-            raise ValueError(
-                f"config.json: vision_config.{key} is {settings[key]} with hidden_size "
-                f"{settings['hidden_size']} and num_attention_heads "
-                f"{settings['num_attention_heads']}: give sizes above 0 that divide"
-            )
+        if settings[key] < 1:
+            raise ValueError(f"config.json: vision_config.{key} is 0; give 1 or more")
+    hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
+    if hidden % heads:
+        raise ValueError(
+            f"config.json: vision_config.hidden_size is {hidden}, "
+            f"no multiple of num_attention_heads {heads}"
+        )
     return {
         "vision_model_type": kind,
         "vision_hf_config": json.dumps(settings, sort_keys=True),
         "vision_num_layers": settings["num_hidden_layers"],
-        "vision_hidden_size": settings["hidden_size"],
+        "vision_hidden_size": hidden,
         "vision_ffn_hidden_size": parts.ffn_hidden_size(settings),
-        "vision_num_attention_heads": settings["num_attention_heads"],
+        "vision_num_attention_heads": heads,
         "vision_image_size": settings["image_size"],
         "vision_patch_size": settings["patch_size"],
         "vision_norm_epsilon": settings[parts.epsilon],
@@ -94,9 +94,17 @@ def hf_tower_passthrough(mapping: dict[str, Any]) -> list[PassThrough]:
     ]
 
 
+def built_layers(mapping: dict[str, Any]) -> int:
+    """Layers of a tower up to the selected hidden state; of the states, the first is the
+    embeddings."""
+    built: int = mapping["vision_num_layers"] + 1 + mapping["mm_vision_select_layer"]
+    return built
+
+
 def _built(mapping: dict[str, Any]) -> dict[str, Shape]:
-    layers = mapping["vision_num_layers"] + 1 + mapping["mm_vision_select_layer"]
-    return tower_shapes(mapping["vision_model_type"], mapping["vision_hf_config"], layers)
+    return tower_shapes(
+        mapping["vision_model_type"], mapping["vision_hf_config"], built_layers(mapping)
+    )
 
 
 def written_names(source: TensorSource, mapping: dict[str, Any]) -> TensorSource:

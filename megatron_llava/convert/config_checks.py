@@ -1,0 +1,49 @@
+"""What a setting of a Hugging Face config.json may be; each error is one line that names it.
+
+All take the section that has the setting, its key, and the prefix that a message puts before a key,
+such as `vision_config.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def choice(section: dict[str, Any], key: str, supported: Iterable[str], prefix: str) -> str:
+    """The value of a setting that is one of some names."""
+    value = section.get(key)
+    if not isinstance(value, str) or value not in supported:
+        names = ", ".join(sorted(supported))
+        raise ValueError(f"config.json: {prefix}{key} is {value!r}; supported: {names}")
+    return value
+
+
+def check_kinds(section: dict[str, Any], examples: dict[str, Any], prefix: str) -> None:
+    """Refuse settings that are not of the kind of an example, such as text for a number.
+
+    An int stands for a positive number of things; without an example a setting may be null.
+    """
+    for key, example in examples.items():
+        value = section[key]
+        if value is None and (example is None or key == "sliding_window"):
+            continue
+        if isinstance(example, dict):
+            is_good, wanted = isinstance(value, dict), "an object"
+        elif isinstance(example, bool):
+            is_good, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(example, float):
+            is_good, wanted = isinstance(value, (int, float)) and value > 0, "a positive number"
+        elif isinstance(example, str):
+            is_good, wanted = isinstance(value, str), "a name"
+        else:
+            is_good = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            wanted = "a positive whole number"
+        if not is_good:
+            raise ValueError(f"config.json: {prefix}{key} is {value!r}; give {wanted}")
+
+
+def require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> None:
+    """Refuse a setting that is given and is not the only value that is supported."""
+    if section.get(key, expected) != expected:
+        raise ValueError(f"config.json: {prefix}{key} is {section[key]!r}; supported: {expected!r}")
