@@ -110,7 +110,7 @@ class ImageConfig:
     mm_spatial_pool_mode: Literal["bilinear", "average", "max"] = flag(
         "bilinear",
         "How the features of a video's frame are pooled: bilinear rounds up to 196 tokens of 729, "
-        "average down to 169",
+        "average and max down to 169",
         from_checkpoint="overridable",
     )
     mm_spatial_pool_stride: int = flag(
@@ -140,5 +140,5 @@ class ImageConfig:
         None,
         "How --image-aspect-ratio square makes a view: scale and crop, or squash",
         from_checkpoint="overridable",
-        default_text="from the checkpoint, else crop for clip and squash for siglip",
+        default_text="from the checkpoint, else squash for siglip and crop for other towers",
     )

@@ -33,10 +33,6 @@ IMAGE_END = -4
 
 _SHRINK_ABOVE = 1.1
 
-BILINEAR, AVERAGE, MAX = 0, 1, 2
-"""How positions of a canvas come from more than one feature: weighed, or by 2 x 2 of them."""
-_POOLING = {"bilinear": BILINEAR, "average": AVERAGE, "max": MAX}
-
 
 class Crop(NamedTuple):
     """A rectangle of a canvas, counted in its positions."""
@@ -57,7 +53,7 @@ class Canvas(NamedTuple):
     height: int  # rows and columns of the crop in the sequence, after shrinking
     width: int
     newline_every: int = 0  # rows; 0 for no newline
-    pooling: int = BILINEAR  # of a canvas, or of each of its views where side is not u
+    pooling: str = "bilinear"  # of POOL_MODES: of a canvas, or of each view where side is not u
 
     @property
     def num_tokens(self) -> int:
@@ -124,6 +120,9 @@ def merge_image(
 ) -> Merge:
     """How the tokens of an image are merged; see token_layout.image_layout."""
     num_views, canvases = _image_canvases(image_size, settings, single_view)
+    if settings.image_pool_stride > 1:
+        pooling = settings.mm_spatial_pool_mode
+        canvases = tuple(canvas._replace(pooling=pooling) for canvas in canvases)
     before = (SEPARATOR,) if after_image and settings.image_separator else ()
     after: tuple[int, ...] = ()
     if (single_view or not settings.uses_grid) and "unpad" in settings.mm_patch_merge_type:
@@ -139,7 +138,7 @@ def merge_video(num_frames: int, settings: VideoSettings) -> Merge:
         raise ValueError(f"video of {num_frames} frames: expected at least 1")
     side, position = settings.pooled_side, settings.newline_position
     every = {"grid": 1, "frame": side}.get(position, 0)
-    pooling = _POOLING[settings.mm_spatial_pool_mode]
+    pooling = settings.mm_spatial_pool_mode
     frames = _stacked(0, num_frames, side)._replace(newline_every=every, pooling=pooling)
     after = (NEWLINE,) if position == "one_token" else ()
     before: tuple[int, ...] = ()
@@ -158,16 +157,6 @@ def _image_canvases(
     image_size: Size, settings: ImageSettings, single_view: bool
 ) -> tuple[int, tuple[Canvas, ...]]:
     """Number of views to encode, and the canvases read from them."""
-    views, canvases = _unpooled_canvases(image_size, settings, single_view)
-    if settings.image_pool_stride == 1:
-        return views, canvases
-    pooling = _POOLING[settings.mm_spatial_pool_mode]
-    return views, tuple(canvas._replace(pooling=pooling) for canvas in canvases)
-
-
-def _unpooled_canvases(
-    image_size: Size, settings: ImageSettings, single_view: bool
-) -> tuple[int, tuple[Canvas, ...]]:
     if single_view or not settings.uses_grid:
         check_size(image_size)
         # The only view stays, whatever the merge type says about base views.
@@ -198,7 +187,7 @@ def _unpooled_canvases(
             f"{settings.image_aspect_ratio} with --mm-patch-merge-type {merge_type} leaves "
             f"{height}x{width} patches of its {columns}x{rows} tiles; remove the image or crop it"
         )
-    pooling = MAX if settings.pools_canvas else BILINEAR
+    pooling = "max" if settings.pools_canvas else "bilinear"
     canvas = Canvas(first_tile, columns, side, crop, height, width, int(unpad), pooling)
     return views, (*base, canvas)
 

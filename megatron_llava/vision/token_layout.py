@@ -16,7 +16,6 @@ from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.video import VideoSettings
 from megatron_llava.vision.anyres import Size
 from megatron_llava.vision.merge_shape import (
-    MAX,
     NEWLINE,
     Canvas,
     Merge,
@@ -152,7 +151,7 @@ def _canvas_rows(canvas: Canvas, patches: int) -> tuple[NDArray[np.int64], NDArr
     x = _resized(crop.width, canvas.width, pooling)
     view_row, patch_row, y_weight = _in_views(*y, crop.top, side, patches, pooling)
     view_column, patch_column, x_weight = _in_views(*x, crop.left, side, patches, pooling)
-    if pooling == MAX and (side != patches or crop.height != canvas.height):
+    if pooling == "max" and (side != patches or crop.height != canvas.height):
         y_weight = -y_weight
     row_start = (canvas.first_view + view_row * canvas.columns) * patches**2 + patch_row * patches
     column_start = view_column * patches**2 + patch_column
@@ -177,7 +176,7 @@ def _in_views(
     start: int,
     side: int,
     patches: int,
-    pooling: int,
+    pooling: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """View and patch within it, along one side of a canvas, and weights, all [n, 2].
 
@@ -195,10 +194,11 @@ def _in_views(
 
 
 def _resized(
-    size: int, new_size: int, pooling: int
+    size: int, new_size: int, pooling: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Source positions and weights, both [new_size, 2]; an unchanged size copies."""
-    return (_pairs if pooling and size != new_size else _bilinear)(size, new_size)
+    pairs = pooling != "bilinear" and size != new_size
+    return (_pairs if pairs else _bilinear)(size, new_size)
 
 
 def _pairs(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
