@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_llava.config.fields import flag
-from megatron_llava.config.towers import TOWERS
+from megatron_llava.config.towers import TOWERS, TowerKind
 
 TEMPORAL_MLP_WIDTHS = 4
 """Width of the temporal encoder's MLP over the language model's, as in Vaswani et al., section
@@ -169,10 +169,10 @@ class VisionConfig:
     )
 
     @property
-    def front_rows(self) -> int:
-        """Rows that an encoder has in front of the patches of a view, such as a class token."""
+    def kind(self) -> TowerKind:
+        """What all towers of this one's kind share."""
         assert self.vision_model_type is not None
-        return TOWERS[self.vision_model_type].front_rows
+        return TOWERS[self.vision_model_type]
 
     @property
     def built_layers(self) -> int | None:

@@ -75,24 +75,30 @@ class TowerKind:
     image_mean_std: tuple[Channels, Channels]
     """What the published towers were trained with."""
 
-    crops: bool
-    """Whether their processor cuts a square view out of an image, or squashes it."""
+    image_resize_mode: str
+    """How their processor makes a square view of an image: as --image-resize-mode."""
 
     hf: HFParts | None = None
 
 
 TOWERS: dict[str, TowerKind] = {
     "clip": TowerKind(
-        hf_model_type="clip_vision_model", front_rows=1, image_mean_std=_OPENAI, crops=True
+        hf_model_type="clip_vision_model",
+        front_rows=1,
+        image_mean_std=_OPENAI,
+        image_resize_mode="shortest_edge_crop",
     ),
     "siglip": TowerKind(
-        hf_model_type="siglip_vision_model", front_rows=0, image_mean_std=_HALF, crops=False
+        hf_model_type="siglip_vision_model",
+        front_rows=0,
+        image_mean_std=_HALF,
+        image_resize_mode="squash",
     ),
     "dinov2": TowerKind(
         hf_model_type="dinov2",
         front_rows=1,
         image_mean_std=_IMAGENET,
-        crops=True,
+        image_resize_mode="shortest_edge_crop",
         hf=HFParts(
             layers="encoder.layer",
             defaults={
@@ -132,7 +138,7 @@ TOWERS: dict[str, TowerKind] = {
         hf_model_type="aimv2_vision_model",
         front_rows=0,
         image_mean_std=_OPENAI,
-        crops=True,
+        image_resize_mode="shortest_edge_crop",
         hf=HFParts(
             layers="encoder.layers",
             defaults={

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from megatron_llava.convert.hf_folder import (
     CONFIG_FILE,
     DTYPE_NAMES,
     RATIO_KEY,
+    change_processors,
     copy_side_files,
     read_image_processor,
+    replace_present,
     write_config,
 )
 from megatron_llava.convert.hf_images import ANYRES_MAX
@@ -112,7 +113,7 @@ def write_hf_side_files(
     copy_side_files(source, target)
     if changes:
         config |= changes
-        _update_processors(target, changes)
+        change_processors(target, lambda section: replace_present(section, changes))
     write_config(target, config, dtype)
 
 
@@ -162,13 +163,3 @@ def _image_changes(mapping: dict[str, Any], stated: dict[str, Any]) -> dict[str,
             f"{stated['image_aspect_ratio']}, which {stated['hf_model_type']} cannot change to that"
         )
     return changes | {RATIO_KEY: ratio}
-
-
-def _update_processors(folder: Path, changes: dict[str, Any]) -> None:
-    """Write changed keys into whichever processor files hold them."""
-    for path in sorted(folder.glob("*processor*config.json")):
-        content = read_json(path)
-        for section in (content, content.get("image_processor")):
-            if isinstance(section, dict):
-                section |= {key: value for key, value in changes.items() if key in section}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,24 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
         if isinstance(settings, dict):
             return settings
     raise ValueError(f"{folder}: no image processor settings in {old.name} or {new.name}")
+
+
+def change_processors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write the processor files of a folder anew, each of their sections changed in place.
+
+    An image processor is the whole of a file, or a section of it.
+    """
+    for path in sorted(folder.glob("*processor*config.json")):
+        content = read_json(path)
+        for section in (content, content.get("image_processor")):
+            if isinstance(section, dict):
+                change(section)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_present(section: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set those of some keys that a section of a file has."""
+    section |= {key: value for key, value in values.items() if key in section}
 
 
 def check_processor_ratio(folder: Path, mapping: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def _image_fields(
         "pinpoint_order": "wh",
         "multi_image_views": "one_padded",
         "image_newline": has_newline,
-        "image_resize_mode": "shortest_edge_crop" if kind.crops else "squash",
+        "image_resize_mode": kind.image_resize_mode,
         "image_mean": [float(value) for value in processor.get("image_mean") or mean],
         "image_std": [float(value) for value in processor.get("image_std") or std],
     }

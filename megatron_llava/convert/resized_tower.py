@@ -14,7 +14,7 @@ from megatron_llava.config.towers import HF_TOWERS
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import read_json
-from megatron_llava.convert.hf_folder import CONFIG_FILE
+from megatron_llava.convert.hf_folder import CONFIG_FILE, change_processors, replace_present
 from megatron_llava.convert.rules import Shape
 
 POSITIONS = VISION + "embeddings.position_embedding.weight"
@@ -109,29 +109,19 @@ def state_image_size(folder: Path, before: dict[str, Any], after: dict[str, Any]
     config["vision_config"] = (config.get("vision_config") or {}) | {"image_size": size}
     changes = {"image_seq_length": tokens}
     changes |= {key: after[key] for key in ("image_grid_pinpoints",) if key in after}
-    _write(folder / CONFIG_FILE, config | changes)
-    more = tokens - (before["vision_image_size"] // patch) ** 2
-    for path in sorted(folder.glob("*processor*config.json")):
-        content = read_json(path)
-        for section in (content, content.get("image_processor")):
-            if isinstance(section, dict):
-                _state_in_processor(section, size, more, changes)
-        _write(path, content)
+    text = json.dumps(config | changes, indent=2, sort_keys=True)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    more_tokens = tokens - (before["vision_image_size"] // patch) ** 2
 
+    def change(section: dict[str, Any]) -> None:
+        for key in ("size", "crop_size"):
+            sides = section.get(key)
+            if isinstance(sides, dict):
+                section[key] = {name: side and size for name, side in sides.items()}
+            elif sides is not None:
+                section[key] = size
+        if section.get("num_image_tokens") is not None:
+            section["num_image_tokens"] += more_tokens
+        replace_present(section, changes)
 
-def _state_in_processor(
-    section: dict[str, Any], size: int, more_tokens: int, changes: dict[str, Any]
-) -> None:
-    for key in ("size", "crop_size"):
-        sides = section.get(key)
-        if isinstance(sides, dict):
-            section[key] = {name: side and size for name, side in sides.items()}
-        elif sides is not None:
-            section[key] = size
-    if section.get("num_image_tokens") is not None:
-        section["num_image_tokens"] += more_tokens
-    section |= {key: value for key, value in changes.items() if key in section}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    change_processors(folder, change)

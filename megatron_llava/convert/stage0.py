@@ -151,7 +151,7 @@ def _image_fields(
         "hf_model_type": settings.model_type,
         "unpad_round": "hf",
         "pinpoint_order": "hw",
-        "image_resize_mode": "shortest_edge_crop" if kind.crops else "squash",
+        "image_resize_mode": kind.image_resize_mode,
         "image_mean": list(processor.get("image_mean") or mean),
         "image_std": list(processor.get("image_std") or std),
     }

@@ -13,7 +13,7 @@ import yaml
 
 from megatron_llava.data.records import RecordFile, parse_record
 from megatron_llava.inference import lmms_eval_functions
-from megatron_llava.inference.truths import truths_of
+from megatron_llava.inference.truths import fields_of, first_question, truths_of
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 
 
@@ -94,12 +94,10 @@ def _task(settings: TaskSettings) -> dict[str, Any]:
 
 def _doc(settings: TaskSettings, source: str, raw: Any) -> dict[str, Any]:
     record = parse_record(raw, source)
-    fields = json.loads(raw) if isinstance(raw, (str, bytes)) else raw
+    fields = fields_of(raw)
     if record.videos:
         raise ValueError(f"{source}: has a video, and such a task has images only: leave it out")
-    human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
-    if human is None or [turn.role for turn in record.turns[human + 1 : human + 2]] != ["gpt"]:
-        raise ValueError(f"{source}: no question with an answer after it")
+    human = first_question(record, source)
     if not all(isinstance(image, str) for image in record.images):
         raise ValueError(f"{source}: its images are no files: write them to --image-folder")
     paths = [(settings.image_folder / str(image)).absolute() for image in record.images]

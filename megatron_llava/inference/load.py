@@ -11,7 +11,7 @@ from megatron.core import dist_checkpointing
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.model_yaml import fill_model_from
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.training import PARTS_WITH_ADAPTERS
+from megatron_llava.config.training import PARTS_WITH_ADAPTERS, part_of
 from megatron_llava.config.yaml_file import read_yaml_mapping
 from megatron_llava.inference.execution import Execution
 from megatron_llava.models.build import build_llava_model
@@ -33,14 +33,6 @@ from megatron_llava.training.checkpointing import load_weights
 from megatron_llava.training.freeze import freeze_parts
 from megatron_llava.training.whole_weights import load_whole_weights
 from megatron_llava.vision.settings import image_settings
-
-_VISION_PARTS = (
-    "vision_model",
-    "vision_projection",
-    "cross_image_attention",
-    "temporal_encoder",
-)
-"""The modules of LlavaModel that ``visual_features`` uses."""
 
 
 def load_model(
@@ -101,9 +93,9 @@ def load_model(
 def place(model: LlavaModel, device: torch.device, vision: torch.device) -> None:
     """Put a model on ``device``, but what turns pixels into the decoder's rows on ``vision``."""
     model.to(device)
-    for name in _VISION_PARTS:
-        if hasattr(model, name):
-            getattr(model, name).to(vision)
+    for name, module in model.named_children():
+        if part_of(f"{name}.") != "mm_language_model":
+            module.to(vision)
     model.pixel_table = model.pixel_table.to(vision)
 
 

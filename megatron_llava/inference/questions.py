@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
-from megatron_llava.inference.truths import truths_of
+from megatron_llava.inference.truths import fields_of, first_question, truths_of
 from megatron_llava.text.conversation import encode_prompt
 from megatron_llava.text.placement import place_images
 from megatron_llava.text.templates import Template
@@ -63,10 +62,8 @@ def read_questions(
     questions = []
     for source, raw in RecordFile(path):
         record = parse_record(raw, source)
-        fields = json.loads(raw) if isinstance(raw, (str, bytes)) else raw
-        human = next((i for i, turn in enumerate(record.turns) if turn.role == "human"), None)
-        if human is None or [turn.role for turn in record.turns[human + 1 : human + 2]] != ["gpt"]:
-            raise ValueError(f"{source}: no question with an answer after it")
+        fields = fields_of(raw)
+        human = first_question(record, source)
         read = read_visuals(record, visuals)
         images = [_grey(size) for size in read.sizes] if blank_images else read.items
         turns = read.turns[: human + 1]

@@ -1,6 +1,24 @@
-"""The answers that a question may be given."""
+"""The question of a record, and the answers that it may be given."""
 
+import json
 from typing import Any
+
+from megatron_llava.data.records import Record
+
+
+def fields_of(raw: Any) -> dict[str, Any]:
+    """All fields of a record as its file has it, those that training does not read too."""
+    fields: dict[str, Any] = json.loads(raw) if isinstance(raw, (str, bytes)) else raw
+    return fields
+
+
+def first_question(record: Record, source: str) -> int:
+    """Which turn is the first human one; ValueError where no answer follows it."""
+    roles = [turn.role for turn in record.turns]
+    human = roles.index("human") if "human" in roles else len(roles)
+    if roles[human + 1 : human + 2] != ["gpt"]:
+        raise ValueError(f"{source}: no question with an answer after it")
+    return human
 
 
 def truths_of(answers: Any, answer: str, source: str) -> tuple[str, ...]:

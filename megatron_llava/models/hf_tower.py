@@ -46,7 +46,7 @@ class HFTower(Tower):
             whole_on_each_rank=whole_on_each_rank,
             views_at_once=views_at_once,
         )
-        self.kind, self.front_rows = vision.vision_model_type, vision.front_rows
+        self.kind, self.front_rows = vision.vision_model_type, vision.kind.front_rows
         parts = HFTowerParts(vision.vision_model_type, vision.vision_hf_config, vision.built_layers)
         parts.to(config.params_dtype)
         self.embeddings, self.layers = parts.embeddings, parts.layers

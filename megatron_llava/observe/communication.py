@@ -202,7 +202,7 @@ def _tower(rank: RankSettings, sizes: MicrobatchSizes) -> int:
     """Elements that the layers of a split tower all-reduce."""
     vision = rank.config.vision
     patches = (known(vision.vision_image_size) // known(vision.vision_patch_size)) ** 2
-    rows = sizes.views * (patches + vision.front_rows)
+    rows = sizes.views * (patches + vision.kind.front_rows)
     layers = known(vision.built_layers)
     passes = layers
     if rank.learning.tower:

@@ -85,7 +85,7 @@ def tower(config: RunConfig, sizes: PackSizes, *, learns: bool) -> PartCost:
     width = known(vision.vision_hidden_size)
     patch, layers = known(vision.vision_patch_size), known(vision.built_layers)
     patches = _patches(config)
-    rows = patches + vision.front_rows
+    rows = patches + vision.kind.front_rows
     embedding = sizes.views * 2 * patches * 3 * patch**2 * width
     products = sizes.views * 2 * rows * layer_weights(vision)
     attention = sizes.views * 4 * rows**2 * width

@@ -26,7 +26,6 @@ from megatron_llava.config.model import TEMPORAL_MLP_WIDTHS
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.towers import TOWERS
 from megatron_llava.parallel.trained import Trained
 from megatron_llava.plan.layer_memory import FLOAT32
 from megatron_llava.plan.pack_load import PackLoad
@@ -64,24 +63,21 @@ def _tower(config: RunConfig, load: PackLoad, item: int) -> tuple[int, int]:
     ffn, share = known(vision.vision_ffn_hidden_size) // tensor, width // tensor
     patch = known(vision.vision_patch_size)
     patches = (known(vision.vision_image_size) // patch) ** 2
-    rows = load.views * (patches + vision.front_rows)
+    rows = load.views * (patches + vision.kind.front_rows)
     stream = rows * width * item
     statistics = 2 * (FLOAT32 if parallel.device == "cuda" else item) * rows
     scores = rows * heads // tensor * FLOAT32
     result = rows * share * item
     mlp = (3 if vision.vision_hidden_act == "quick_gelu" else 2) * rows * ffn * item
     norm = 2 * stream + statistics
-    parts = TOWERS[str(vision.vision_model_type)].hf
     embedding = load.views * patches * 3 * patch**2 * item
     whole = 4 * result + scores + mlp
-    if parts is not None and parts.gated:
-        whole += 2 * rows * ffn * item
-    if parts is not None and parts.layer_scales:
-        whole += 2 * stream
-    if parts is not None and parts.rms_norms:
-        # Its input in float32, the normed rows, the result.
-        norm = rows * width * FLOAT32 + 2 * stream + rows * FLOAT32
-        embedding += norm - stream
+    if (parts := vision.kind.hf) is not None:
+        whole += 2 * rows * ffn * item * parts.gated + 2 * stream * parts.layer_scales
+        if parts.rms_norms:
+            # Its input in float32, the normed rows, the result.
+            norm = rows * width * FLOAT32 + 2 * stream + rows * FLOAT32
+            embedding += norm - stream
     whole += 2 * norm
     if vision.vision_model_type == "clip":
         embedding += stream + statistics

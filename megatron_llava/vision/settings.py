@@ -6,7 +6,7 @@ from typing import cast
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.run import RunConfig
-from megatron_llava.config.towers import TOWERS, Channels
+from megatron_llava.config.towers import Channels
 from megatron_llava.config.video import video_settings
 from megatron_llava.vision.anyres import parse_grid_pinpoints
 
@@ -18,11 +18,9 @@ def image_settings(config: RunConfig) -> ImageSettings:
         ValueError: one line naming the flag.
     """
     image, vision = config.image, config.vision
-    assert vision.vision_model_type is not None and vision.vision_image_size is not None
-    assert vision.vision_patch_size is not None and image.image_aspect_ratio is not None
-    assert image.mm_patch_merge_type is not None
-    kind = TOWERS[vision.vision_model_type]
-    mean, std = kind.image_mean_std
+    assert vision.vision_image_size is not None and vision.vision_patch_size is not None
+    assert image.image_aspect_ratio is not None and image.mm_patch_merge_type is not None
+    mean, std = vision.kind.image_mean_std
     pinpoints: tuple[tuple[int, int], ...] = ()
     if image.image_grid_pinpoints is not None:
         pinpoints = parse_grid_pinpoints(
@@ -40,7 +38,7 @@ def image_settings(config: RunConfig) -> ImageSettings:
         grid_waste=image.grid_waste,
         mm_patch_merge_type=image.mm_patch_merge_type,
         unpad_round=image.unpad_round,
-        resize_mode=image.image_resize_mode or ("shortest_edge_crop" if kind.crops else "squash"),
+        resize_mode=image.image_resize_mode or vision.kind.image_resize_mode,
         image_mean=cast(Channels, image.image_mean or mean),
         image_std=cast(Channels, image.image_std or std),
         multi_image_views=image.multi_image_views,
