@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
-from typing import NoReturn
+from collections.abc import Sequence
 
-from megatron_llava.config.cli import exit_with_error, parse_args
-from megatron_llava.config.exit_codes import RANK_LOST, STOPPED, USER_ERROR
+from megatron_llava.config.cli import parse_args
+from megatron_llava.config.exit_codes import RANK_LOST, STOPPED
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.validate import validate
+from megatron_llava.platform.job_exit import exit_job, on_first_rank_only
 from megatron_llava.platform.torchrun import global_rank, world_size
 
 _PROGRAM = "megatron_llava.train"
@@ -23,12 +20,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     A user error ends in one line; ``config.exit_codes`` has the exit codes.
     """
-    with _on_first_rank_only():
+    with on_first_rank_only():
         config = parse_args(argv, prog=_PROGRAM)
     try:
         config = prepare(config)
     except ValueError as error:
-        _exit(str(error))
+        exit_job(str(error), _PROGRAM)
     from megatron_llava.platform.device import (
         join_process_group,
         leave_process_group,
@@ -39,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         device = set_up_device(config.parallel.device, tf32=config.precision.tf32)
     except ValueError as error:
-        _exit(str(error))
+        exit_job(str(error), _PROGRAM)
     # These rooms, and perhaps a user's function, import Megatron-core, which must find its device
     # prepared.
     from megatron_llava.data.workers import lost_worker
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         user_loss(config)
     except ValueError as error:
-        _exit(str(error))
+        exit_job(str(error), _PROGRAM)
     saves = config.training.exit_signal_handler and config.checkpoint.save is not None
     stop_signal = StopSignal() if saves else None
     timeout, logging = config.parallel.distributed_timeout_minutes, config.logging
@@ -76,41 +73,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             trainer = run_training(config, device, reporter, stop_signal)
             reporter.close()
     except ValueError as error:
-        _exit(str(error))
+        exit_job(str(error), _PROGRAM)
     except RuntimeError as error:
         lost = lost_worker(error)
         if lost is None:
             raise
-        _exit(lost, RANK_LOST)
+        exit_job(lost, _PROGRAM, RANK_LOST)
     finally:
         leave_process_group()
     if stop_signal is not None and trainer.stopped:
         stop_signal.ignore()
         raise SystemExit(STOPPED)
-
-
-@contextmanager
-def _on_first_rank_only() -> Iterator[None]:
-    """Let one rank say what all of them would: the help, the settings, an error of the flags."""
-    if global_rank() == 0:
-        yield
-        return
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        yield
-
-
-def _exit(error: str, code: int = USER_ERROR) -> NoReturn:
-    """One line for the whole job.
-
-    Most errors are found by every rank; the first one says it at once, and torchrun then ends the
-    others while they wait here. An error that only one rank has is said after that wait.
-    """
-    rank = global_rank()
-    if rank > 0:
-        from megatron_llava.platform.lost_ranks import SECONDS_FOR_RANK_ZERO
-
-        time.sleep(SECONDS_FOR_RANK_ZERO)
-    exit_with_error(error, f"{_PROGRAM}{f' (rank {rank})' if rank else ''}", code)
 
 
 def prepare(config: RunConfig) -> RunConfig:

@@ -107,7 +107,7 @@ def test_an_unknown_flag_is_said_by_the_first_rank_only(monkeypatch, capsys):
 
 def test_another_rank_waits_for_the_first_and_names_itself(inputs, monkeypatch, capsys):
     waited = []
-    monkeypatch.setattr("megatron_llava.train.time.sleep", waited.append)
+    monkeypatch.setattr("megatron_llava.platform.job_exit.time.sleep", waited.append)
     for rank, name in (("0", TRAIN), ("1", f"{TRAIN} (rank 1)")):
         err = error_of_main(train_flags(inputs), monkeypatch, capsys, RANK=rank)
         assert err.startswith(f"{name}: error: --num-layers is not known") and err.count("\n") == 1

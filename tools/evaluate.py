@@ -6,26 +6,28 @@ import argparse
 import json
 import os
 import time
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_llava.config.cli import exit_with_error
 from megatron_llava.config.user_function import load_function
 from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.inference.answered import Answered
 from megatron_llava.inference.execution import add_execution_flags, execution_of
 from megatron_llava.inference.scorers import SCORERS, scores_by_kind
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
-from megatron_llava.platform.device import (
-    join_process_group,
-    leave_process_group,
-    select_device,
-    set_up_device,
-)
+from megatron_llava.platform.device import leave_process_group, select_device, set_up_device
+from megatron_llava.platform.job_exit import exit_job, on_first_rank_only
+from megatron_llava.platform.torchrun import global_rank, world_size
 
-if TYPE_CHECKING:  # it imports megatron-core, before which the device is set up
+if TYPE_CHECKING:  # some import megatron-core, before which the device is set up
+    import torch
+
+    from megatron_llava.inference.detail import IsDetailed
     from megatron_llava.inference.questions import Question
+    from megatron_llava.inference.sampling import Sampling
+    from megatron_llava.text.templates import Template
+    from megatron_llava.text.tokenizer import Tokenizer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,6 +72,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--rows-per-pack", type=int, default=4096)
+    parser.add_argument(
+        "--tensor-model-parallel-size",
+        type=int,
+        default=1,
+        help="ranks of torchrun that share a model; models of others answer other questions",
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--bf16", action="store_true")
     add_execution_flags(parser)
@@ -82,6 +90,17 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--load {arguments.load} holds no checkpoint")
     if arguments.is_detailed is not None and not arguments.grids_by_kind:
         raise ValueError(f"--is-detailed {arguments.is_detailed} needs --grids-by-kind: add it")
+    tensor_parallel, ranks = arguments.tensor_model_parallel_size, world_size()
+    if tensor_parallel < 1 or ranks % tensor_parallel:
+        raise ValueError(
+            f"--tensor-model-parallel-size {tensor_parallel} does not divide the {ranks} ranks "
+            "that were started: give torchrun --nproc-per-node a multiple of it"
+        )
+    if tensor_parallel > 1 and arguments.vision_on_cpu:
+        raise ValueError(
+            f"--vision-on-cpu: the tower of --tensor-model-parallel-size {tensor_parallel} is "
+            "shared by GPUs: drop one of them"
+        )
     if arguments.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be 1 or more")
     if arguments.output is not None:
@@ -119,19 +138,27 @@ def row_of(question: Question, answer: str) -> dict[str, Any]:
     }
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    """Generate, write the answers, print scores by kind of question."""
-    check(arguments)
-    execution, device_type = execution_of(arguments), select_device(arguments.device)
-    execution.check(device_type)
-    device = set_up_device(device_type)
-    from megatron_llava.config.parallel import ParallelConfig
-    from megatron_llava.inference.detail import groups_by_detail
-    from megatron_llava.inference.generate import generate
-    from megatron_llava.inference.load import load_model
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What this rank asks, and how.
+
+    Attributes:
+        questions: its share.
+        numbers: of them, among those of all ranks.
+    """
+
+    questions: list[Question]
+    numbers: range
+    tokenizer: Tokenizer
+    template: Template
+    sampling: Sampling
+    is_detailed: IsDetailed | None
+
+
+def asked_by(arguments: argparse.Namespace) -> Asked:
+    """Read the questions that this rank's model answers: every so many-th one."""
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.inference.sampling import Sampling
-    from megatron_llava.parallel.groups import initialize_groups
     from megatron_llava.text.known_templates import get_template
     from megatron_llava.text.tokenizer import load_tokenizer
 
@@ -143,6 +170,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.tokenizer_model or Path(arguments.load) / "hf")
     template = get_template(arguments.conversation_template, tokenizer)
     template.check_tokenizer(tokenizer)
+    tensor_parallel = arguments.tensor_model_parallel_size
+    first, models = global_rank() // tensor_parallel, world_size() // tensor_parallel
     questions = read_questions(
         arguments.input,
         visual_settings(arguments, verify=False),
@@ -150,41 +179,87 @@ def evaluate(arguments: argparse.Namespace) -> None:
         template,
         blank_images=arguments.blank_images,
         images_in_front=arguments.multi_image_placement == "front",
+        share=(first, models),
     )
-    join_process_group(device.type, timeout_minutes=10)
-    initialize_groups(ParallelConfig(device=device.type))
+    return Asked(
+        questions=questions,
+        numbers=range(first, first + models * len(questions), models),
+        tokenizer=tokenizer,
+        template=template,
+        sampling=sampling,
+        is_detailed=is_detailed,
+    )
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Generate, write the answers, print scores by kind of question."""
+    check(arguments)
+    execution, device_type = execution_of(arguments), select_device(arguments.device)
+    execution.check(device_type)
+    device = set_up_device(device_type)
+    from megatron_llava.inference.load import inference_config
+    from megatron_llava.inference.ranks import in_order, join_ranks
+
+    tensor_parallel = arguments.tensor_model_parallel_size
+    # What does not fit together is said before the ranks meet.
+    inference_config(
+        arguments.load,
+        device=device.type,
+        bf16=arguments.bf16,
+        base=arguments.base,
+        execution=execution,
+        tensor_parallel=tensor_parallel,
+    )
+    asked = asked_by(arguments)
+    join_ranks(device.type, tensor_parallel)
+    started = time.perf_counter()
+    rows = in_order(answered(arguments, asked, device))
+    if global_rank() > 0:
+        return
+    if arguments.output is not None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    print_scores(rows, arguments.scorer)
+    print(f"{len(rows)} questions in {time.perf_counter() - started:.1f} s")
+
+
+def answered(
+    arguments: argparse.Namespace, asked: Asked, device: torch.device
+) -> list[dict[str, Any]]:
+    """This rank's questions with their answers, as lines of --output."""
+    from megatron_llava.inference.detail import groups_by_detail
+    from megatron_llava.inference.generate import generate
+    from megatron_llava.inference.load import load_model
+
     model, settings = load_model(
         arguments.load,
         iteration=arguments.ckpt_step,
         device=device,
         bf16=arguments.bf16,
         base=arguments.base,
-        execution=execution,
+        execution=execution_of(arguments),
+        tensor_parallel=arguments.tensor_model_parallel_size,
     )
-    started = time.perf_counter()
+    questions, template = asked.questions, asked.template
     groups = [(settings, list(range(len(questions))))]
     if arguments.grids_by_kind:
-        groups = groups_by_detail(questions, settings, is_detailed)
-    answers = [""] * len(questions)
-    for group_settings, numbers in groups:
+        groups = groups_by_detail(questions, settings, asked.is_detailed)
+    rows: list[dict[str, Any]] = [{}] * len(questions)
+    for group_settings, places in groups:
         results = generate(
             model,
-            [questions[number].prompt for number in numbers],
+            [questions[place].prompt for place in places],
             group_settings,
             max_new_tokens=arguments.max_new_tokens,
-            stop_token_ids=template.stop_token_ids(tokenizer),
+            stop_token_ids=template.stop_token_ids(asked.tokenizer),
             rows_per_pack=arguments.rows_per_pack,
-            sampling=sampling,
+            sampling=asked.sampling,
+            numbers=[asked.numbers[place] for place in places],
         )
-        for number, result in zip(numbers, results, strict=True):
-            text = tokenizer.decode(result.token_ids)
-            answers[number] = until_stop(text, template.stop_strings)
-    rows = [row_of(*both) for both in zip(questions, answers, strict=True)]
-    if arguments.output is not None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        Path(arguments.output).write_text(text, encoding="utf-8")
-    print_scores(rows, arguments.scorer)
-    print(f"{len(rows)} questions in {time.perf_counter() - started:.1f} s")
+        for place, result in zip(places, results, strict=True):
+            text = until_stop(asked.tokenizer.decode(result.token_ids), template.stop_strings)
+            rows[place] = row_of(questions[place], text)
+    return rows
 
 
 def print_scores(rows: list[dict[str, Any]], scorer: str) -> None:
@@ -200,11 +275,12 @@ def print_scores(rows: list[dict[str, Any]], scorer: str) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    with on_first_rank_only():
+        arguments = parse_arguments()
     try:
         evaluate(arguments)
     except ValueError as error:
-        exit_with_error(str(error), "evaluate")
+        exit_job(str(error), "evaluate")
     finally:
         leave_process_group()
 

@@ -63,6 +63,7 @@ def generate(
     stop_token_ids: Sequence[int],
     rows_per_pack: int,
     sampling: Sampling | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Generated]:
     """Answer every prompt, in order.
 
@@ -71,6 +72,7 @@ def generate(
         stop_token_ids: tokens that end an answer.
         rows_per_pack: positions that share a forward pass; a longer prompt gets one of its own.
         sampling: how tokens are chosen; None for the likeliest.
+        numbers: of the prompts, which decide what is drawn for them; None counts from 0.
 
     Raises:
         ValueError: one line naming the prompt, for a token or an image that cannot be used.
@@ -80,13 +82,13 @@ def generate(
     for prompt in prompts:
         _check_tokens(prompt, model.vocab_size)
     model.eval()
-    number, stops = 0, set(stop_token_ids)
+    stops = set(stop_token_ids)
+    remaining = iter(range(len(prompts)) if numbers is None else numbers)
     for pack in _packs(prompts, settings, rows_per_pack, max_new_tokens):
         choosers = [
-            TokenChooser(sampling or Sampling(), number + place, _text_ids(prompt))
-            for place, prompt in enumerate(pack)
+            TokenChooser(sampling or Sampling(), next(remaining), _text_ids(prompt))
+            for prompt in pack
         ]
-        number += len(pack)
         yield from _generate_pack(model, pack, settings, max_new_tokens, stops, choosers)
 
 

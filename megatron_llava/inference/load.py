@@ -10,6 +10,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_llava.config.image import ImageSettings
 from megatron_llava.config.model_yaml import fill_model_from
+from megatron_llava.config.rules_model import check_divisible, check_language, known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.config.training import PARTS_WITH_ADAPTERS, part_of
 from megatron_llava.config.yaml_file import read_yaml_mapping
@@ -35,6 +36,49 @@ from megatron_llava.training.whole_weights import load_whole_weights
 from megatron_llava.vision.settings import image_settings
 
 
+def inference_config(
+    root: str,
+    *,
+    device: str,
+    bf16: bool,
+    base: str | None,
+    execution: Execution,
+    tensor_parallel: int,
+) -> RunConfig:
+    """The settings by which a model that answers is built; nothing has been started.
+
+    A tower that does not divide among the ranks is whole on each of them.
+
+    Args:
+        base: the weights that the adapters in ``root`` stand beside, a root or a Hugging Face
+            folder; None for a whole model.
+        execution: where it computes and with what.
+        tensor_parallel: ranks that share the weights.
+
+    Raises:
+        ValueError: one line naming what does not fit together.
+    """
+    path = str(Path(root) / MODEL_YAML)
+    given = {"device": device, "bf16": bf16, "tensor_model_parallel_size": tensor_parallel}
+    config = RunConfig().with_values(given, "default")
+    if base is None:
+        refuse_adapters(root)
+    else:
+        record = read_record(root)
+        check_base(root, record, base)
+        config = replace(config, lora=record.lora)
+    config = fill_model_from(config, read_yaml_mapping(path), path)
+    config = replace(config, lora=execution.held(config.lora))
+    vision = config.vision
+    sizes = (known(vision.vision_num_attention_heads), known(vision.vision_ffn_hidden_size))
+    if vision.kind.hf is not None or any(size % tensor_parallel for size in sizes):
+        config = config.with_values({"vision_parallel": "data"}, "default")
+    check_language(config)
+    hidden = known(config.language.hidden_size)
+    check_divisible("--hidden-size", hidden, "--tensor-model-parallel-size", tensor_parallel)
+    return config
+
+
 def load_model(
     root: str,
     *,
@@ -43,37 +87,33 @@ def load_model(
     bf16: bool = False,
     base: str | None = None,
     execution: Execution | None = None,
+    tensor_parallel: int = 1,
 ) -> tuple[LlavaModel, ImageSettings]:
-    """Build the whole model on this rank and load a checkpoint of any layout.
+    """Build a model, or this rank's share of it, and load a checkpoint of any layout.
 
     Core's process groups must exist.
 
     Args:
         root: folder that --save named, or that the converter wrote.
         iteration: which checkpoint; the latest where None.
-        base: the weights that the adapters in ``root`` stand beside, a root or a Hugging Face
-            folder; None for a whole model.
-        execution: where it computes and with what; None for all of it on ``device``.
+        bf16, base, execution, tensor_parallel: as of ``inference_config``.
 
     Raises:
         CheckpointError: there is none, or it does not fit its ``model.yaml``.
+        ValueError: as ``inference_config``.
     """
     execution = execution or Execution()
-    record = None
-    if base is None:
-        refuse_adapters(root)
-    else:
-        record = read_record(root)
-        check_base(root, record, base)
+    config = inference_config(
+        root,
+        device=device.type,
+        bf16=bf16,
+        base=base,
+        execution=execution,
+        tensor_parallel=tensor_parallel,
+    )
     chosen = latest_iteration(root) if iteration is None else iteration
     if chosen is None:
         raise CheckpointError(f"{root}: holds no checkpoint")
-    path = str(Path(root) / MODEL_YAML)
-    config = RunConfig().with_values({"device": device.type, "bf16": bf16}, "default")
-    config = fill_model_from(config, read_yaml_mapping(path), path)
-    if record is not None:
-        config = replace(config, lora=record.lora)
-    config = replace(config, lora=execution.held(config.lora))
     # On CUDA core draws even weights that are loaded next, and needs a seed for it.
     set_seed(config.training.seed)
     model = build_llava_model(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -46,6 +47,7 @@ def read_questions(
     *,
     blank_images: bool = False,
     images_in_front: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Question]:
     """Read LLaVA records; the first human turn is asked and the first answer is the truth.
 
@@ -55,12 +57,13 @@ def read_questions(
             guessed.
         images_in_front: move several images of a question in front of its words, as
             ``--multi-image-placement front`` does for training.
+        share: (first, step) of the records that are read: every step-th one.
 
     Raises:
         ValueError: one line naming the record, the image or the video.
     """
     questions = []
-    for source, raw in RecordFile(path):
+    for source, raw in islice(RecordFile(path), share[0], None, share[1]):
         record = parse_record(raw, source)
         fields = fields_of(raw)
         human = first_question(record, source)
