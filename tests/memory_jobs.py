@@ -78,22 +78,23 @@ def predicted_and_counted(arguments: list[str]) -> dict[str, dict[str, int]]:
     with open_trainer(config, torch.device("cpu"), Recorder()) as trainer:
         sizes: list[Any] = []
         frames: list[int] = []
+        maxima: list[int] = []
         parameters = [p for model in trainer.models for p in model.parameters()]
         parameters += _packed(trainer)
         constants = [b for model in trainer.models for b in model.buffers()]
         outside = {t.untyped_storage().data_ptr() for t in [*parameters, *constants]}
         with SavedTensors(outside) as saved:
-            _step(trainer, sizes, frames)
+            _step(trainer, sizes, frames, maxima)
         counted = {
             "weights": storage_bytes(parameters),
             "gradients": storage_bytes(_gradients(trainer)),
             "optimizer": _optimizer_bytes(trainer, outside),
             "saved": saved.most,
         }
-        return {"counted": counted, "predicted": _predicted(trainer, sizes, frames)}
+        return {"counted": counted, "predicted": _predicted(trainer, sizes, frames, maxima)}
 
 
-def _step(trainer: Any, sizes: list[Any], frames: list[int]) -> None:
+def _step(trainer: Any, sizes: list[Any], frames: list[int], maxima: list[int]) -> None:
     from megatron_llava.observe.microbatch_sizes import microbatch_sizes
     from megatron_llava.training.step import train_step
 
@@ -104,6 +105,7 @@ def _step(trainer: Any, sizes: list[Any], frames: list[int]) -> None:
             patches = source.settings.tokens_per_view
             sizes.append(microbatch_sizes(batch, source.share.view_rank, patches))
             frames.append(sum(number for _, number in batch.videos))
+            maxima.append(0 if batch.max_taps is None else len(batch.max_taps))
             yield batch
 
     rows = source.step_rows()
@@ -147,7 +149,9 @@ def _optimizer_bytes(trainer: Any, weights: set[int]) -> int:
     return storage_bytes(tensors)
 
 
-def _predicted(trainer: Any, sizes: Sequence[Any], frames: Sequence[int]) -> dict[str, int]:
+def _predicted(
+    trainer: Any, sizes: Sequence[Any], frames: Sequence[int], maxima: Sequence[int]
+) -> dict[str, int]:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
@@ -162,6 +166,7 @@ def _predicted(trainer: Any, sizes: Sequence[Any], frames: Sequence[int]) -> dic
         views=max(s.views for s in sizes),
         features=max(s.features for s in sizes),
         frames=max(1, *frames),
+        maxima=max(maxima),
     )
     memory = rank_memory(
         trainer.config,

@@ -32,6 +32,9 @@ class PackLoad:
 
     samples: int = 1
 
+    maxima: int = 0
+    """Rows that are the largest of some features."""
+
 
 def share_of_pack(config: RunConfig, pack: PackLoad) -> PackLoad:
     """A rank's even share of a whole pack: positions over context-parallel ranks, views over those
@@ -51,6 +54,7 @@ def share_of_pack(config: RunConfig, pack: PackLoad) -> PackLoad:
         features=_over(pack.views * patches, context),
         frames=pack.frames,
         samples=pack.samples,
+        maxima=-(-pack.maxima // context),
     )
 
 

@@ -30,6 +30,7 @@ def workload_of_store(config: RunConfig, path: str) -> Workload:
         features=0,
         frames=max(PackSizes.of(pack).frames for pack in packs),
         samples=max(pack.num_samples for pack in packs),
+        maxima=max(0 if pack.max_taps is None else len(pack.max_taps) for pack in packs),
     )
     samples = sum(pack.num_samples for pack in packs) / len(packs)
     taken = schedule.packs_of(0)

@@ -30,6 +30,7 @@ from megatron_llava.parallel.trained import Trained
 from megatron_llava.plan.layer_memory import FLOAT32
 from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.vision.settings import image_settings
+from megatron_llava.vision.token_layout import MAX_TAPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ def vision_memory(config: RunConfig, load: PackLoad, learning: Trained) -> Visio
     if learning.tower or learning.projector:
         kept += _projector(config, load, learning.projector, item)
         kept += _behind_projector(config, load, learning.projector, item)
+        # Which feature was the largest, channel by channel, and of which ones: int64.
+        kept += load.maxima * 8 * (known(config.language.hidden_size) + MAX_TAPS)
     if config.training.align_loss_coeff:
         kept += _alignment(config, load)
     return VisionMemory(kept=kept + _packing(config, load), recomputed=recomputed)
@@ -150,5 +153,5 @@ def _alignment(config: RunConfig, load: PackLoad) -> int:
 def _packing(config: RunConfig, load: PackLoad) -> int:
     """The transpose of the row plan (int64 offsets and rows, float32 weights) and text ids."""
     special = image_settings(config).num_special_rows
-    table = load.features + special + load.text_tokens + 1
+    table = load.features + load.maxima + special + load.text_tokens + 1
     return 8 * table + 12 * load.rows + 8 * load.text_tokens

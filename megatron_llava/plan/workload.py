@@ -9,7 +9,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.data.pack_sizes import PackSizes
 from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.vision.settings import image_settings
-from megatron_llava.vision.token_layout import number_of_tokens, number_of_views
+from megatron_llava.vision.token_layout import image_layout
 
 TEXT_TOKENS = 256
 """Of a sample of which nothing else is said: a few turns."""
@@ -60,11 +60,11 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
         ValueError: the sample does not fit into a pack, or its image has more tokens than it.
     """
     length = known(config.data.seq_length)
-    visual = views = 0
+    visual = views = maxima = 0
     if sample.image_size is not None:
         settings = image_settings(config)
-        visual = number_of_tokens(sample.image_size, settings)
-        views = number_of_views(sample.image_size, settings)
+        layout = image_layout(sample.image_size, settings)
+        visual, views, maxima = len(layout.taps), layout.num_views, layout.num_maxima
     tokens = visual + TEXT_TOKENS if sample.tokens is None else sample.tokens
     if tokens <= visual:
         raise ValueError(
@@ -86,6 +86,7 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
         views=max(count * views, 1),
         features=0,
         samples=count,
+        maxima=count * maxima,
     )
     sizes = PackSizes(
         packs=1,

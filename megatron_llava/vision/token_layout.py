@@ -50,6 +50,11 @@ class ImageLayout:
     weights: NDArray[np.float32]
     """[R, 4]; they sum to 1 over a row, to -1 where the token is the largest of its taps."""
 
+    @property
+    def num_maxima(self) -> int:
+        """Tokens that are the largest of their taps."""
+        return int(np.count_nonzero(self.weights[:, 0] < 0))
+
 
 def number_of_views(image_size: Size, settings: ImageSettings, *, single_view: bool = False) -> int:
     """V, the views of an image that the vision tower encodes.

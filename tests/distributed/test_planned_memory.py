@@ -34,6 +34,7 @@ SIGLIP = "--vision-model-type=siglip --vision-hidden-act=gelu_pytorch_tanh"
 DINOV2 = tiny_hf_tower("dinov2", mlp_ratio=3)
 AIMV2 = tiny_hf_tower("aimv2", intermediate_size=96)
 CROSS_IMAGE, FRAMES = "--cross-image-attention", "--temporal-encoder-layers=2"
+MAX = "--mm-spatial-pool-mode=max"
 ALIGN = "--align-loss-coeff=1 --mm-tunable-parts=mm_mlp_adapter"
 
 # By the ranks that they are started with.
@@ -63,6 +64,9 @@ LAYOUTS = {
         f"{AIMV2} {BF16}",
         f"{AIMV2} --mm-tunable-parts=mm_vision_tower",
         f"{DINOV2} --mm-tunable-parts=mm_vision_tower",
+        MAX,
+        f"{MAX} {BF16} --mm-tunable-parts=mm_mlp_adapter",
+        f"{MAX} --mm-tunable-parts=mm_language_model",
     ],
     2: [
         f"{TP2} {SP} {BF16}",
@@ -77,6 +81,7 @@ LAYOUTS = {
         DISTRIBUTED,
         f"{TP2} {SP} {BF16} --lora-rank=4 --lora-dropout=0",
         f"{TP2} --lora-rank=4 --lora-target-modules=q_proj,v_proj,down_proj",
+        f"{CP2} {MAX}",
     ],
     4: [
         f"{TP2} {SP} {PP2}",
@@ -137,7 +142,7 @@ def counted(pool, tmp_path_factory):
         chosen = IN_4_BITS if in_4_bits else LAYOUTS
         layouts = []
         for layout in chosen[ranks]:
-            path = folder / ("video" if FRAMES in layout else "images")
+            path = folder / ("video" if FRAMES in layout or MAX in layout else "images")
             layouts.append(f"{common} --data-path={path} {layout}".split())
         return pool.run(memory_of_layouts, layouts, world_size=ranks)
 
