@@ -25,6 +25,8 @@ from megatron_llava.data.sample import SampleStore
 
 # The packs of one step may lie in two epochs.
 _PLANS_IN_MEMORY = 2
+_EPOCHS_IN_VAIN = 100
+"""After so many of which `drop_last` left nothing, there is none to wait for."""
 
 
 class Schedule(Protocol):
@@ -106,7 +108,8 @@ class TrainingSchedule:
         cache_path: directory for plans; beside the store by default.
 
     Raises:
-        ValueError: see `sample_sizes`, `fitting_samples`, `cached_plan` and `packs_of`.
+        ValueError: see `sample_sizes`, `fitting_samples` and `cached_plan`; with `drop_last`, a
+            first epoch that fills no batch, naming both numbers.
     """
 
     num_packs: int | None = None
@@ -143,7 +146,7 @@ class TrainingSchedule:
         self._plans: OrderedDict[int, PackingPlan] = OrderedDict()
         self._epoch_starts = [0]
         if drop_last is not None:
-            self.packs_of(0)
+            self._check_epoch(0)
 
     def plan(self, epoch: int) -> PackingPlan:
         """The plan of an epoch; its sample ids count the samples that fit, not the store's."""
@@ -169,19 +172,20 @@ class TrainingSchedule:
     def packs_of(self, epoch: int) -> int:
         """How many packs of an epoch's plan are taken: the first so many.
 
-        Raises:
-            ValueError: with `drop_last`, none of them is; names both numbers.
+        With `drop_last` that may be none of an epoch that has a few packs less than the first.
         """
         planned = len(self.plan(epoch))
-        if self._drop_last is None:
-            return planned
-        if planned < self._drop_last:
+        return planned if self._drop_last is None else planned - planned % self._drop_last
+
+    def _check_epoch(self, epoch: int) -> None:
+        """Refuse an epoch of which nothing is taken."""
+        planned = len(self.plan(epoch))
+        if self.packs_of(epoch) == 0:
             raise ValueError(
                 f"store {self._prefix}: an epoch has {planned} packs, fewer than "
                 f"--global-batch-size {self._drop_last}, so --drop-last leaves out all of them: "
                 f"give a --global-batch-size of {planned} or less, or drop --drop-last"
             )
-        return planned - planned % self._drop_last
 
     def _first_pack(self, epoch: int) -> int:
         """Number of an epoch's first pack in the run."""
@@ -192,9 +196,16 @@ class TrainingSchedule:
         return self._epoch_starts[epoch]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(epoch, pack in that epoch) of a pack."""
+        """(epoch, pack in that epoch) of a pack.
+
+        Raises:
+            ValueError: a hundred epochs in a row fill no batch.
+        """
         while index >= self._epoch_starts[-1]:
             self._first_pack(len(self._epoch_starts))
+            recent = self._epoch_starts[-_EPOCHS_IN_VAIN:]
+            if len(recent) == _EPOCHS_IN_VAIN and recent[0] == recent[-1]:
+                self._check_epoch(len(self._epoch_starts) - 2)
         epoch = int(np.searchsorted(self._epoch_starts, index, side="right")) - 1
         return epoch, index - self._epoch_starts[epoch]
 
