@@ -120,8 +120,9 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     settings = [_settings(group) for adam in _adams(optimizer) for group in adam.param_groups]
     contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
     moments = []
-    for content in contents:
+    for part, content in zip(parts, contents, strict=True):
         _count_from_zero(content)
+        _fill_in_nothing(part, content)
         reshardable = content.get("param_state_sharding_type") == "fully_reshardable"
         moments.append(content.pop("param_state") if reshardable else None)
     optimizer.load_state_dict(loaded)
@@ -146,6 +147,17 @@ def _count_from_zero(content: dict[str, Any]) -> None:
     state = content.get("optimizer", {}).get("state")
     if state and "common_step" not in state and all("step" not in s for s in state.values()):
         state["common_step"] = torch.tensor(0.0)
+
+
+def _fill_in_nothing(part: MegatronOptimizer, content: dict[str, Any]) -> None:
+    """Give an optimizer without parameters, on a stage where everything is frozen, the entries that
+    core asks for: without a tensor in them, none was stored."""
+    if part.get_parameters():
+        return
+    if content.get("param_state_sharding_type") == "fully_reshardable":
+        content.setdefault("param_state", {})
+    elif not isinstance(part, DistributedOptimizer):
+        content.setdefault("fp32_from_fp16_params", [])
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -164,15 +164,22 @@ def test_a_disk_that_is_full_for_one_rank_stops_all(pool, setup, tmp_path, rank)
 
 
 @pytest.mark.parametrize(
-    "parts, flags",
-    [("mm_mlp_adapter", DISTRIBUTED), ("mm_mlp_adapter,mm_vision_tower", [])],
-    ids=["distributed", "replicated"],
+    "parts, flags, more",
+    [
+        ("mm_mlp_adapter", DISTRIBUTED, []),
+        ("mm_mlp_adapter,mm_vision_tower", [], []),
+        ("mm_mlp_adapter", ["--bf16"], []),
+        ("mm_mlp_adapter", DISTRIBUTED, ["--dist-ckpt-optim-fully-reshardable"]),
+    ],
+    ids=["distributed", "replicated", "bf16", "reshardable"],
 )
-def test_a_stage_where_everything_is_frozen_saves_and_resumes(pool, setup, tmp_path, parts, flags):
+def test_a_stage_where_everything_is_frozen_saves_and_resumes(
+    pool, setup, tmp_path, parts, flags, more
+):
     arguments = setup.arguments(*PIPELINE, f"--mm-tunable-parts={parts}", *flags, steps=6)
     expected = pool.run(train, arguments, world_size=2)[0]["steps"]
-    start(pool, arguments, tmp_path, 2)
-    resumed = pool.run(train, [*arguments, *saving(tmp_path)], world_size=2)[0]["steps"]
+    start(pool, [*arguments, *more], tmp_path, 2)
+    resumed = pool.run(train, [*arguments, *saving(tmp_path, *more)], world_size=2)[0]["steps"]
     assert resumed == expected[3:]
 
 
