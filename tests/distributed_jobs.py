@@ -210,3 +210,34 @@ def make_groups() -> None:
     circle: list[Any] = [parallel_state.get_tensor_model_parallel_group()]
     circle.append(circle)
     destroy_groups()
+
+
+def draws(sizes: dict[str, int]) -> dict[str, Any]:
+    """What a rank draws for weights, and for dropout outside and inside core's tracker."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    from megatron_llava.config.parallel import ParallelConfig
+    from megatron_llava.parallel.groups import (
+        destroy_groups,
+        initialize_groups,
+        seed_dropout,
+        set_seed,
+    )
+
+    initialize_groups(ParallelConfig(device="cpu", **sizes))
+    try:
+        set_seed(5)
+        weights = torch.rand(8).tolist()
+        seed_dropout(5)
+        with get_cuda_rng_tracker().fork():
+            tracked = torch.rand(8).tolist()
+        return {
+            "weights": weights,
+            "dropout": torch.rand(8).tolist(),
+            "tracked": tracked,
+            "stage": parallel_state.get_pipeline_model_parallel_rank(),
+            "tensor": parallel_state.get_tensor_model_parallel_rank(),
+        }
+    finally:
+        destroy_groups()

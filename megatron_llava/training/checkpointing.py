@@ -78,6 +78,7 @@ def save_training_state(
     content: dict[str, Any] = {
         **models,
         "rng_state": _sharded_rng_state(),
+        "rng_of_each_rank": True,
         "iteration": state.iteration,
         "consumed_packs": state.consumed_packs,
         "data_fingerprint": state.data_fingerprint,
@@ -208,12 +209,14 @@ def load_training_state(
                 is_loading=True,
                 metadata=optimizer_metadata(common["optimizer_sharding"]),
             )
-    if with_rng and before == now:
-        content["rng_state"] = _sharded_rng_state()
-    elif with_rng:
+    if with_rng and before != now:
         remarks.append(
             f"random states are not restored: saved at {described(before)}; now {described(now)}"
         )
+    elif with_rng and "rng_of_each_rank" not in common:
+        remarks.append("random states are not restored: an older version saved those of some ranks")
+    elif with_rng:
+        content["rng_state"] = _sharded_rng_state()
     loaded = load_sharded(root, iteration, content, strict=False, fully_parallel=fully_parallel)
     put(root, state.models, asked, loaded)
     if "optimizer" in content and state.optimizer is not None and state.scheduler is not None:
@@ -234,7 +237,10 @@ def load_training_state(
 
 
 def _sharded_rng_state() -> ShardedObject:
-    """The random states of this rank; data-parallel ranks of one model part share them."""
+    """The random states of this rank.
+
+    Those of replicas differ too: their packs have other lengths, and dropout draws as many numbers.
+    """
     state = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -244,15 +250,16 @@ def _sharded_rng_state() -> ShardedObject:
     }
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     ranks = parallel_state.get_tensor_model_parallel_world_size()
+    replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     return ShardedObject(
         "rng_state",
         [state],
-        (stages, ranks),
+        (stages, ranks, replicas),
         (
             parallel_state.get_pipeline_model_parallel_rank(),
             parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_data_parallel_rank(with_context_parallel=True),
         ),
-        replica_id=parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
 
 

@@ -18,7 +18,12 @@ from megatron_llava.data.schedule import EvaluationSchedule, Schedule
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.ops.operators import plain_torch_remark
 from megatron_llava.parallel.checkpoint_directory import Iteration
-from megatron_llava.parallel.groups import destroy_groups, initialize_groups, set_seed
+from megatron_llava.parallel.groups import (
+    destroy_groups,
+    initialize_groups,
+    seed_dropout,
+    set_seed,
+)
 from megatron_llava.parallel.pipeline_cost import balanced
 from megatron_llava.peft.four_bit_linears import quantize_base
 from megatron_llava.platform.device import connections_remark
@@ -122,6 +127,7 @@ def build_trainer(config: RunConfig, device: torch.device, reporter: Reporter) -
     resume = resumes(config, start)
     _load_weights(config, start if not resume else None, models, reporter)
     quantize_base(models, config.lora)
+    seed_dropout(config.training.seed)
     optimizer = build_optimizer(config, wrapped)
     own_loss = user_loss(config)
     source = BatchSource(

@@ -35,9 +35,10 @@ def saved(pool, setup, tmp_path_factory):
     return folder
 
 
-def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path):
+@pytest.mark.parametrize("layout", [TP2, ()], ids=["tp2-sp", "dp2"])
+def test_resumed_equals_continuous_bit_by_bit(pool, setup, tmp_path, layout):
     """With masks of dropout, and the optimizer's state in its own buckets."""
-    flags = [*LORA, *TP2, "--lora-dropout=0.2", "--use-distributed-optimizer"]
+    flags = [*LORA, *layout, "--lora-dropout=0.2", "--use-distributed-optimizer"]
     arguments = setup.arguments(*flags, steps=6)
     expected = pool.run(train, arguments, world_size=2, with_shards=True)
     start(pool, arguments, tmp_path, 2)
