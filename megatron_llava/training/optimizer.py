@@ -123,7 +123,8 @@ def _module_overrides(config: RunConfig) -> dict[ParamKey, ParamGroupOverride]:
     for pattern, rate in rates.items():
         if rate is None or rate == settings.lr:
             continue
-        ratio = rate / settings.lr
+        # 2e-5 / 1e-4 and 2e-6 / 1e-5 differ in the last digit.
+        ratio = float(f"{rate / settings.lr:.12g}")
         overrides[ParamKey(name=pattern)] = ParamGroupOverride(
             max_lr=rate, min_lr=settings.min_lr * ratio, lr_mult=ratio
         )

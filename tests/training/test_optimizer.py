@@ -69,6 +69,17 @@ def test_each_rate_has_a_name_in_the_log(make_parts):
     assert learning_rates(same.optimizer) == pytest.approx({"lr": LR, "lr x0.2": TOWER_LR})
 
 
+@pytest.mark.parametrize("power", range(-8, 0))
+def test_equal_ratios_of_rates_are_equal(make_parts, power):
+    """2e-5 / 1e-4 and 2e-6 / 1e-5 are not: a resume at a tenth of all rates was refused."""
+    rate = float(f"2e{power - 1}")
+    parts = make_parts(lr=float(f"1e{power}"), mm_vision_tower_lr=rate)
+    assert {(group["lr_mult"], group["max_lr"]) for group in parts.optimizer.param_groups} == {
+        (1.0, float(f"1e{power}")),
+        (0.2, rate),
+    }
+
+
 def test_a_rate_equal_to_lr_makes_no_group(make_parts):
     parts = make_parts(mm_vision_tower_lr=LR, mm_projector_lr=LR)
     assert len(parts.optimizer.param_groups) == 2
