@@ -58,6 +58,9 @@ class SkippedSteps:
                 "--loss-spike-factor allows after the last steps"
             )
             samples = f"the step held {source.samples_of(packs)}"
+        elif result.loss_count == 0:
+            reason = "no position of it has a label"
+            samples = f"the step held {source.samples_of(packs)}"
         else:
             reason = f"the gradient is not finite at a loss of {result.loss:.6g}"
             samples = f"the step held {source.samples_of(packs)}"

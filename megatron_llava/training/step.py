@@ -219,8 +219,8 @@ def train_step(
 ) -> StepResult:
     """Forward, backward, reduce, clip, update, and advance the schedule.
 
-    Where the loss or the gradient is not finite on any rank, or the loss of all of them is more
-    than ``largest_loss``, all ranks skip the update.
+    Where the loss or the gradient is not finite on any rank, the loss of all of them is more than
+    ``largest_loss``, or none of their positions has a label, all ranks skip the update.
     """
     for part in wrapped:
         part.zero_grad_buffer()
@@ -252,7 +252,8 @@ def train_step(
     # Finite gradients have an infinite norm where their squares overflow.
     count, align_total = max(batch.count, 1), batch.align_total
     loss = batch.total / count
-    skipped = not math.isfinite(grad_norm) or loss > largest_loss
+    # Without a label the update would be of old moments and weight decay alone.
+    skipped = not math.isfinite(grad_norm) or loss > largest_loss or batch.count == 0
     if not skipped:
         update(optimizer, grad_norm)
         scheduler.step(increment=1)

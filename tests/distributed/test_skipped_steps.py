@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from distributed_faults import save_spoilt_weights, train_spoilt
 from distributed_jobs import train
+from tiny_model import tiny_sample
 
+from megatron_llava.data.store_writer import StoreWriter
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
 
 OVERLAPS = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
@@ -62,6 +64,24 @@ def test_the_step_is_skipped_on_all_ranks(pool, setup, place, kind):
         assert not np.array_equal(shard.array, old.array), shard.key
     if "dp2" in place:
         assert_same_weights(results[:1], results[1:])
+
+
+def test_a_step_without_labels_is_named_and_skipped(pool, setup, tmp_path):
+    """As a store of another program may have it: ours refuses conversations without an answer."""
+    with StoreWriter(
+        tmp_path / "unlabelled", tokenizer_fingerprint="none", conversation_template="v1"
+    ) as store:
+        for number in range(8):
+            sample = tiny_sample([], 300, number)
+            no_labels = np.zeros_like(sample.label_mask)
+            store.add(sample.token_ids, no_labels, (), (), str(number))
+        store.finish()
+    command = arguments(setup, f"--data-path={tmp_path / 'unlabelled'}", "--max-skipped-steps=1")
+    result = pool.run(train_spoilt, command, "loss", 0, (), world_size=2)[0]
+    assert [step["skipped steps"] for step in result["steps"]] == [1]
+    (message,) = (text for text in result["messages"] if "skipped" in text)
+    assert message.startswith("step 1: no position of it has a label; the step held store ")
+    assert result["error"].startswith("step 2: no position of it has a label")
 
 
 def test_what_comes_after_is_as_on_one_rank(pool, setup):

@@ -103,12 +103,15 @@ def test_the_rate_reported_is_the_one_that_was_used(make_parts, batches):
     assert parts.step(*batches).learning_rates == {"lr": pytest.approx(5e-4)}
 
 
-def test_a_pack_without_loss_rows_gives_nothing(make_parts):
-    parts = make_parts(weight_decay=0.0)
-    before = parts.weights()
+def test_a_step_without_labels_is_skipped(make_parts, batches):
+    """With moments and weight decay, which alone would change weights."""
+    parts = make_parts(weight_decay=0.1)
+    assert not parts.step(*batches).skipped
+    before, moments = parts.weights(), adam_moments(parts)
     result = parts.step(without_labels(tiny_sample([(40, 20)], 6, 5)))
     assert (result.loss, result.loss_count, result.grad_norm) == (0.0, 0, 0.0)
-    assert all(torch.equal(before[name], w) for name, w in parts.weights().items())
+    assert result.skipped
+    assert_nothing_changed(parts, before, moments, steps=1)
 
 
 def test_a_pack_without_loss_rows_changes_nothing_beside_another(make_parts, batches):
