@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from megatron_llava.config.run import RunConfig
 from megatron_llava.data.collate import collate
 from megatron_llava.data.packed_batch import TensorBatch
 from megatron_llava.data.sample import Sample
+from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.text.constants import IMAGE_TOKEN_INDEX
@@ -97,6 +99,16 @@ def tiny_sample(
         images=tuple(png(size, seed + number) for number, size in enumerate(sizes)),
         source=f"sample {seed}",
     )
+
+
+def with_video(frames: int, seed: int, images: tuple[tuple[int, int], ...] = ()) -> Sample:
+    """A video among text, perhaps between images."""
+    sample = tiny_sample([*images[:1], (28, 28), *images[1:]], 8, seed)
+    video = pack_frames([png((40, 30), 100 * seed + number) for number in range(frames)])
+    place = len(images[:1])
+    sizes, stored = list(sample.image_sizes), list(sample.images)
+    sizes[place], stored[place] = (frames, 0), video
+    return replace(sample, image_sizes=tuple(sizes), images=tuple(stored))
 
 
 def png(size: tuple[int, int], seed: int) -> bytes:

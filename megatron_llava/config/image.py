@@ -268,10 +268,14 @@ class ImageSettings:
                 f"--mm-patch-merge-type {self.mm_patch_merge_type} with {other}: both resize the "
                 "features of an image; drop one of them"
             )
-        if self.pools_by_max and self.tile_position_embedding:
+        if self.tile_position_embedding and (self.pools_canvas or (stride > 1 and mode == "max")):
+            largest = (
+                f"--mm-patch-merge-type {self.mm_patch_merge_type} takes"
+                if self.pools_canvas
+                else f"--image-pool-stride {stride} with --mm-spatial-pool-mode max takes"
+            )
             raise ValueError(
-                "--tile-position-embedding is added to features, of which --mm-patch-merge-type "
-                f"{self.mm_patch_merge_type} and --mm-spatial-pool-mode {mode} take the largest: "
+                f"--tile-position-embedding is added to features, of which {largest} the largest: "
                 "drop one of them"
             )
         if stride == 1:

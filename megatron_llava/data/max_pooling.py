@@ -30,6 +30,11 @@ def with_max_rows(batch: PackedBatch, num_features: int, planner: RowPlanner) ->
     taps[(weights != 0) & (taps >= num_features)] += len(marked)
     taps[marked], weights[marked] = 0, 0.0
     taps[marked, 0], weights[marked, 0] = num_features + np.arange(len(marked)), 1.0
+    positions, bounds = batch.feature_positions, batch.view_bounds
+    if len(positions):
+        # As one more view, which has no place in a grid of tiles.
+        positions = np.append(positions, np.full(len(marked), -1))
+        bounds = np.append(bounds, len(positions))
     uses = planner.transpose(taps, weights, batch.num_table_rows + len(marked))
     return replace(
         batch,
@@ -38,5 +43,7 @@ def with_max_rows(batch: PackedBatch, num_features: int, planner: RowPlanner) ->
         csr_offsets=uses.offsets,
         csr_rows=uses.rows,
         csr_weights=uses.weights,
+        feature_positions=positions,
+        view_bounds=bounds,
         max_taps=max_taps,
     )

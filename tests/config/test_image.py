@@ -59,8 +59,16 @@ def test_equal_settings_hash_alike() -> None:
             "spatial_maxpool2x2 with --image-pool-stride 2: both resize",
         ),
         (
-            {"mm_spatial_pool_mode": "max", "tile_position_embedding": True},
-            "--tile-position-embedding is added to features, of which .* take the largest",
+            {
+                "mm_spatial_pool_mode": "max",
+                "image_pool_stride": 2,
+                "tile_position_embedding": True,
+            },
+            "is added to features, of which --image-pool-stride 2 .* takes the largest: drop one",
+        ),
+        (
+            {"mm_patch_merge_type": "spatial_maxpool2x2", "tile_position_embedding": True},
+            "of which --mm-patch-merge-type spatial_maxpool2x2 takes the largest: drop one",
         ),
         ({"unpad_round": "floor"}, "--unpad-round floor:"),
         ({"resize_mode": "stretch"}, "resize_mode stretch:"),

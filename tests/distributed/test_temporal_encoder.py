@@ -56,6 +56,18 @@ def one_rank(pool, setup, store):
     return pool.run(train, arguments, with_shards=True)[0]
 
 
+@pytest.mark.proves("A6")
+@distributed(Layout(cp=2, tp=2, sp=True, vision="data"))
+def test_videos_of_the_largest_beside_tiles_with_places(pool, setup, store, layout):
+    flags = [*COMMON, "--packing-window=1", "--seq-length=384", f"--data-path={store}"]
+    flags += ["--mm-spatial-pool-mode=max", "--tile-position-embedding"]
+    expected = pool.run(train, setup.arguments(*flags, batch=8), with_shards=True)[0]
+    arguments = setup.arguments(*flags, *layout.flags, batch=8)
+    results = pool.run(train, arguments, world_size=layout.world_size, with_shards=True)
+    assert_same_steps(results[0]["steps"], expected["steps"])
+    assert_same_parameters([rank["shards"] for rank in results], expected["shards"], 1e-4)
+
+
 @pytest.mark.proves("B10", "C8")
 @distributed(
     Layout(tp=2, pp=2),

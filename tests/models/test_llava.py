@@ -13,6 +13,7 @@ from tiny_model import (
     tiny_config,
     tiny_model,
     tiny_sample,
+    with_video,
 )
 
 from megatron_llava.config.training import part_of
@@ -327,6 +328,24 @@ def test_with_the_largest_of_some_features_a_pack_is_its_samples_alone(changes):
     assert len(batch.max_taps) and (batch.weights >= 0).all()
     found = losses_and_gradients(model, batch)
     assert_equal_runs(found, sum_of_samples(model, config, samples))
+
+
+@pytest.mark.proves("A6")
+def test_tiles_have_places_beside_videos_of_the_largest():
+    rows = {"image_aspect_ratio": "anyres", "tile_position_embedding": True}
+    config = tiny_config(**rows, mm_spatial_pool_mode="max")
+    samples, model = [tiny_sample([(84, 84)], 9, 1), with_video(3, 2)], tiny_model(config)
+    batch = pack(config, samples)
+    assert len(batch.max_taps) and (batch.feature_positions >= 0).any()
+    found = losses_and_gradients(model, batch)
+    assert found[1]["tile_position_embedding"].any()
+    assert_equal_runs(found, sum_of_samples(model, config, samples))
+    averaged = tiny_config(**rows, mm_spatial_pool_mode="average")
+    image = samples[:1]
+    assert_bitwise(
+        losses_and_gradients(model, pack(config, image)),
+        losses_and_gradients(model, pack(averaged, image)),
+    )
 
 
 @pytest.mark.proves("A6")

@@ -1,7 +1,5 @@
 """--temporal-encoder-layers: identity at first, within a video only, torch's own encoder."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny_model import (
@@ -10,17 +8,15 @@ from tiny_model import (
     losses_and_gradients,
     mixed_samples,
     pack,
-    png,
     sum_of_samples,
     tiny_config,
     tiny_model,
-    tiny_sample,
+    with_video,
 )
 
 from megatron_llava.config.training import part_of
 from megatron_llava.convert.export_config import FIXED_IN_LLAVA, check_fixed
 from megatron_llava.data.sample import Sample
-from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.models.build import build_llava_model
 from megatron_llava.models.temporal_encoder import TemporalEncoder, temporal_encoder_weights
 from megatron_llava.observe.parameters import part_parameters
@@ -30,16 +26,6 @@ pytestmark = pytest.mark.usefixtures("single_rank")
 LAYERS, HIDDEN, HEADS, TOKENS = 2, 32, 4, 4
 ON = {"temporal_encoder_layers": LAYERS, "temporal_encoder_max_frames": 5}
 WEIGHTS = temporal_encoder_weights(LAYERS)
-
-
-def with_video(frames: int, seed: int, images: tuple[tuple[int, int], ...] = ()) -> Sample:
-    """A video among text, perhaps between images."""
-    sample = tiny_sample([*images[:1], (28, 28), *images[1:]], 8, seed)
-    video = pack_frames([png((40, 30), 100 * seed + number) for number in range(frames)])
-    place = len(images[:1])
-    sizes, stored = list(sample.image_sizes), list(sample.images)
-    sizes[place], stored[place] = (frames, 0), video
-    return replace(sample, image_sizes=tuple(sizes), images=tuple(stored))
 
 
 def samples() -> list[Sample]:
