@@ -12,7 +12,7 @@ def check_lora(config: RunConfig) -> None:
     _check_four_bit(config)
     if not lora.adapts:
         for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
-            if name in config.explicit:
+            if config.asks_for(name):
                 raise ValueError(
                     f"{all_fields()[name].option} is about adapters, and --lora-rank is 0: give a "
                     "--lora-rank, or drop the flag"
@@ -59,7 +59,7 @@ def _check_four_bit(config: RunConfig) -> None:
     if lora.load_in_4bit:
         return
     for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant"):
-        if name in config.explicit:
+        if config.asks_for(name):
             raise ValueError(
                 f"{all_fields()[name].option} is about --load-in-4bit, which is not given: add it, "
                 "or drop the flag"

@@ -13,7 +13,7 @@ def check_spikes(config: RunConfig) -> None:
             f"--loss-spike-factor {training.loss_spike_factor:g} watches the text loss, which "
             "--text-loss-coeff 0 turns off: drop one of them"
         )
-    if "loss_spike_window" in config.explicit and training.loss_spike_factor is None:
+    if config.asks_for("loss_spike_window") and training.loss_spike_factor is None:
         raise ValueError(
             f"--loss-spike-window {training.loss_spike_window} is for --loss-spike-factor, which "
             "is not given: add it, or drop the flag"

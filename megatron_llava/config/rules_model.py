@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from megatron_llava.config.model import VisionConfig
 from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.run import RunConfig, all_fields
 from megatron_llava.config.towers import HF_TOWERS
@@ -136,9 +135,9 @@ def _check_hf_tower(config: RunConfig) -> None:
 
 
 def _check_no_frames(config: RunConfig) -> None:
-    """Nothing is said of an encoder that is off; a file of all settings states the default."""
-    name, frames = "temporal_encoder_max_frames", config.vision.temporal_encoder_max_frames
-    if name in config.explicit and frames != VisionConfig().temporal_encoder_max_frames:
+    """Nothing is said of an encoder that is off."""
+    frames = config.vision.temporal_encoder_max_frames
+    if config.asks_for("temporal_encoder_max_frames"):
         raise ValueError(
             f"--temporal-encoder-max-frames {frames} is of an encoder that is off: give "
             "--temporal-encoder-layers, or drop it"
@@ -235,10 +234,10 @@ def _check_fp16(config: RunConfig) -> None:
     if precision.bf16 and precision.fp16:
         raise ValueError("--bf16 contradicts --fp16: give one")
     for name in ("loss_scale", *adapting):
-        if name in config.explicit and not precision.fp16:
+        if config.asks_for(name) and not precision.fp16:
             raise ValueError(f"{all_fields()[name].option} is for --fp16: add it, or drop the flag")
     for name in adapting:
-        if name in config.explicit and precision.loss_scale is not None:
+        if config.asks_for(name) and precision.loss_scale is not None:
             raise ValueError(
                 f"{all_fields()[name].option} is about a scale that adapts, and --loss-scale "
                 f"{precision.loss_scale:g} stays: give one of them"

@@ -23,7 +23,7 @@ def check_profiling(config: RunConfig, world_size: int) -> None:
     profiling = config.profiling
     if not profiling.profile:
         for name in _OF_WINDOW:
-            if name in config.explicit:
+            if config.asks_for(name):
                 option = all_fields()[name].option
                 raise ValueError(f"{option} says how to --profile, which is not given: add it")
         return
@@ -60,7 +60,7 @@ def check_memory_history(config: RunConfig) -> None:
         raise ValueError(
             "--record-memory-history records a GPU's memory, and --device is cpu: drop it"
         )
-    if "memory_snapshot_path" in config.explicit and not profiling.record_memory_history:
+    if config.asks_for("memory_snapshot_path") and not profiling.record_memory_history:
         raise ValueError(
             f"--memory-snapshot-path {profiling.memory_snapshot_path} is for "
             "--record-memory-history, which is not given: add it, or drop the flag"

@@ -171,8 +171,6 @@ def check_saving(config: RunConfig) -> None:
         for option, given in how.items():
             if given:
                 raise ValueError(f"{option} says how to write --save, which is not given: add it")
-        if config.training.exit_signal_handler and "exit_signal_handler" in config.explicit:
-            raise ValueError("--exit-signal-handler saves on SIGTERM, and needs --save: add it")
     _check_retained(checkpoint)
     distributed = config.parallel.use_distributed_optimizer
     if checkpoint.dist_ckpt_optim_fully_reshardable and not distributed:

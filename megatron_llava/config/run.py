@@ -58,6 +58,11 @@ class RunConfig:
         """Names of the fields that the user gave, by flag or by ``--config`` file."""
         return {name for name, source in self.sources.items() if source in ("file", "flag")}
 
+    def asks_for(self, name: str) -> bool:
+        """Whether the user gave a field another value than its default: a file of all settings
+        states defaults too, and means nothing by them."""
+        return name in self.explicit and self.get(name) != all_fields()[name].default
+
     def get(self, name: str) -> Any:
         """The value of the field ``name``, whatever its group."""
         return getattr(getattr(self, all_fields()[name].group), name)

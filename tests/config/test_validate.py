@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from megatron_llava.config.run import RunConfig
+from megatron_llava.config.cli import config_to_yaml, parse_args
+from megatron_llava.config.run import RunConfig, all_fields
 from megatron_llava.config.validate import validate
 
 FULL = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
@@ -13,10 +14,13 @@ FP8 = {"fp8_format": "hybrid", "transformer_impl": "transformer_engine", "bf16":
 TP2 = {"tensor_model_parallel_size": 2}
 
 
-@pytest.mark.parametrize(
+ACCEPTED = pytest.mark.parametrize(
     ("changes", "world_size"),
     [
         ({}, 1),
+        ({"fp16": True, "hysteresis": 3}, 1),
+        ({"bf16": True, "lora_rank": 8, "lora_dropout": 0.0}, 1),
+        ({"loss_spike_factor": 3.0, "loss_spike_window": 5}, 1),
         ({}, 3),
         ({**TP2, "pipeline_model_parallel_size": 2, "sequence_parallel": True}, 8),
         # More tensor-parallel ranks than query groups, one a multiple of the other, as in core.
@@ -58,6 +62,9 @@ TP2 = {"tensor_model_parallel_size": 2}
         ({"vision_num_layers": 6, "mm_vision_select_layer": -5}, 1),
     ],
 )
+
+
+@ACCEPTED
 def test_valid_configurations_pass(make_config, changes, world_size):
     validate(make_config(**changes), world_size)
 
@@ -271,7 +278,6 @@ REFUSED = [
     ({"wandb_save_dir": "a"}, 1, "--wandb-save-dir a|--wandb-project"),
     ({"async_save": True}, 1, "--async-save|--save,"),
     ({"no_ckpt_fully_parallel_save": True}, 1, "--no-ckpt-fully-parallel-save|--save,"),
-    ({"exit_signal_handler": True}, 1, "--exit-signal-handler|--save"),
     ({"finetune": True}, 1, "--finetune|--load"),
     ({"no_load_optim": True}, 1, "--no-load-optim|--load,"),
     ({"no_load_rng": True}, 1, "--no-load-rng|--load"),
@@ -338,6 +344,18 @@ def test_refused_in_one_line_with_flags_and_numbers(make_config, changes, world_
     for part in expected.split("|"):
         assert part in message
     assert "\n" not in message
+
+
+@ACCEPTED
+def test_a_file_of_all_settings_is_accepted_again(make_config, tmp_path, changes, world_size):
+    """The run.yaml beside checkpoints, and what --print-config prints: defaults are stated too."""
+    config = make_config(**changes)
+    path = tmp_path / "run.yaml"
+    path.write_text(config_to_yaml(config))
+    read = parse_args(["--config", str(path)])
+    assert "initial_loss_scale" in read.explicit
+    validate(read, world_size)
+    assert all(read.get(name) == config.get(name) for name in all_fields())
 
 
 def test_group_of_any_origin_is_checked(make_config):
