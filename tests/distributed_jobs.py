@@ -72,7 +72,9 @@ class Recorder:
         self.validations.append(loss)
 
 
-def train(arguments: list[str], *, with_shards: bool = False) -> dict[str, Any]:
+def train(
+    arguments: list[str], *, with_shards: bool = False, log_interval: int = 1
+) -> dict[str, Any]:
     """Run the trainer with a command line.
 
     Returns:
@@ -83,7 +85,7 @@ def train(arguments: list[str], *, with_shards: bool = False) -> dict[str, Any]:
     from megatron_llava.train import prepare
     from megatron_llava.training.run import open_trainer
 
-    config = prepare(parse_args([*arguments, "--log-interval", "1"]))
+    config = prepare(parse_args([*arguments, f"--log-interval={log_interval}"]))
     recorder = Recorder()
     with open_trainer(config, torch.device("cpu"), recorder) as trainer:
         trainer.run()

@@ -121,7 +121,10 @@ class Trainer:
                 self.profile.advance_to(self.iteration)
             result = self._step()
             self.reporter.advance_to(self.iteration)
-            if self._due(self.config.logging.log_interval) or self.iteration == 1:
+            leaves = self._due(training.exit_interval)
+            ends = self.stopped or leaves or self.iteration == training.train_iters
+            # What is logged adds up to the run: the last interval may be a short one.
+            if ends or self._due(self.config.logging.log_interval) or self.iteration == 1:
                 self._report(result)
             if self.stopped:
                 break
@@ -131,7 +134,7 @@ class Trainer:
                 self.saves.publish(wait=False)
                 if checkpoint.save is not None and self._due(checkpoint.save_interval):
                     self.save()
-            if self._due(training.exit_interval):
+            if leaves:
                 self.reporter.message(f"step {self.iteration}: leaving as --exit-interval says")
                 break
 
