@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
+from megatron_llava.config.training import part_of
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 from megatron_llava.training.optimizer_state import (
@@ -58,9 +59,19 @@ def optimizer_kind(
         "distributed": _is_distributed(optimizer),
         "bf16": optimizer.config.bf16,
         "fp16": optimizer.config.fp16,
+        "trained_parts": _trained_parts(models),
         "lr_multiples": lr_multiples(optimizer),
         "buffers": _buffers(optimizer, models) if _is_distributed(optimizer) else None,
     }
+
+
+def _trained_parts(models: list[LlavaModel]) -> list[str]:
+    """The tunable parts that learn, of all pipeline stages."""
+    named = [pair for model in models for pair in model.named_parameters()]
+    own = {part_of(name) for name, parameter in named if parameter.requires_grad}
+    stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
+    dist.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
+    return sorted(set.union(*stages))
 
 
 def check_optimizer(
@@ -85,6 +96,14 @@ def check_optimizer(
         )
     before, now = saved["optimizer_kind"], optimizer_kind(optimizer, models)
     assert before is not None and now is not None
+    # Checkpoints of older versions do not have it.
+    learned = before.get("trained_parts", now["trained_parts"])
+    if not set(now["trained_parts"]) <= set(learned):
+        raise CheckpointError(
+            f"{where} was trained with --mm-tunable-parts {','.join(learned)}, and has no "
+            "optimizer state of others, but the run trains "
+            f"{','.join(now['trained_parts'])}: train the same parts, {otherwise}"
+        )
     if before["lr_multiples"] != now["lr_multiples"]:
         raise CheckpointError(
             f"{where} was trained at {before['lr_multiples']} times --lr, now it is "

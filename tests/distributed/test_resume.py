@@ -224,6 +224,19 @@ def test_a_resume_that_cannot_continue_is_refused(
         pool.run(train, arguments, world_size=world_size)
 
 
+def test_a_resume_that_trains_more_is_refused_and_one_of_less_is_not(pool, setup, tmp_path):
+    both = setup.arguments("--mm-tunable-parts=mm_mlp_adapter,mm_vision_tower", steps=6)
+    start(pool, both, tmp_path / "run")
+    with pytest.raises(AssertionError) as caught:
+        pool.run(train, [*setup.arguments(steps=6), *elsewhere(tmp_path / "run", tmp_path)])
+    said = str(caught.value)
+    assert "was trained with --mm-tunable-parts mm_mlp_adapter,mm_vision_tower, and has no" in said
+    assert "the run trains mm_language_model,mm_mlp_adapter,mm_vision_tower: train the same" in said
+    less = setup.arguments("--mm-tunable-parts=mm_mlp_adapter", steps=6)
+    steps = pool.run(train, [*less, *elsewhere(tmp_path / "run", tmp_path)])[0]["steps"]
+    assert [step["iteration"] for step in steps] == [4, 5, 6]
+
+
 @pytest.mark.parametrize("content, said", [(None, "is missing"), (b"x" * 9, ".*")])
 def test_a_damaged_checkpoint_is_named(pool, setup, saved, tmp_path, content, said):
     shutil.copytree(saved, tmp_path / "run")
