@@ -186,9 +186,9 @@ def one_run(folder: Path) -> dict[str, Case]:
         ),
         "evaluate adapters": Case(
             evaluate,
-            [*answers, "--load", adapters, "--base", root, "--scorer", "mme"]
+            [*answers, "--load", adapters, "--base", root, "--scorer", "relaxed"]
             + ["--grids-by-kind", "--is-detailed", "operator:truth", "--vision-on-cpu"],
-            ["4 questions", "% accuracy+", "points"],
+            ["4 questions", "% relaxed accuracy"],
             0,
         ),
     }
@@ -383,8 +383,16 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "evaluate: image": evaluate(*missing, *v1, words=named),
         "evaluate: input": evaluate("--input", f"{absent}.json", *v1, words=["absent.json"]),
         "evaluate: output": evaluate(
-            *data, *v1, "--output", f"{absent}/a.jsonl", words=[f"--output {absent}/a.jsonl"]
+            *data,
+            *v1,
+            "--output",
+            f"{folder}/data.json/a.jsonl",
+            words=[f"--output {folder}/data.json/a.jsonl: no folder"],
         ),
+        "evaluate: truths": evaluate(
+            *data, *v1, "--scorer", "pope", words=["data.json: record 0", "neither yes nor no"]
+        ),
+        "evaluate: rows": evaluate(*data, *v1, "--rows-per-pack", "0", words=["--rows-per-pack 0"]),
         "evaluate: output folder": evaluate(
             *data, *v1, "--output", str(folder), words=[f"--output {folder} is a folder"]
         ),

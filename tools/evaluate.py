@@ -14,7 +14,8 @@ from megatron_llava.config.user_function import load_function
 from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.inference.answered import Answered
 from megatron_llava.inference.execution import add_execution_flags, execution_of
-from megatron_llava.inference.scorers import SCORERS, scores_by_kind
+from megatron_llava.inference.scorers import SCORERS, YES_NO_SCORERS, scores_by_kind
+from megatron_llava.inference.yes_no import check_yes_or_no
 from megatron_llava.parallel.checkpoint_directory import latest_iteration
 from megatron_llava.platform.device import leave_process_group, select_device, set_up_device
 from megatron_llava.platform.job_exit import exit_job, on_first_rank_only
@@ -35,7 +36,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--load", required=True, help="root of a Megatron checkpoint")
     parser.add_argument("--base", help="the weights that adapters in --load stand beside")
     parser.add_argument("--ckpt-step", type=int, help="step to load (default: the latest)")
-    parser.add_argument("--input", required=True, help="LLaVA .json or .jsonl with the questions")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="LLaVA .json or .jsonl; the first question of each record is asked",
+    )
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--tokenizer-model", help="default: the hf/ folder of --load")
     parser.add_argument("--conversation-template", required=True)
@@ -45,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=list(SCORERS),
         help="what is printed: equal texts, or the measure of a benchmark",
     )
-    parser.add_argument("--output", help="JSONL file for the answers")
+    parser.add_argument("--output", help="JSONL file for the answers; overwritten")
     parser.add_argument("--blank-images", action="store_true", help="grey out every image")
     parser.add_argument(
         "--multi-image-placement",
@@ -101,14 +106,24 @@ def check(arguments: argparse.Namespace) -> None:
             f"--vision-on-cpu: the tower of --tensor-model-parallel-size {tensor_parallel} is "
             "shared by GPUs: drop one of them"
         )
-    if arguments.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens}: must be 1 or more")
+    for name in ("max_new_tokens", "rows_per_pack"):
+        if (number := getattr(arguments, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {number}: must be 1 or more")
     if arguments.output is not None:
         output = Path(arguments.output).absolute()
         if output.is_dir():
             raise ValueError(f"--output {arguments.output} is a folder: name a file in it")
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--output {arguments.output}: no folder {output.parent} can be made "
+                f"({error.strerror}): name another"
+            ) from None
         if not os.access(output if output.exists() else output.parent, os.W_OK):
-            raise ValueError(f"--output {arguments.output}: nothing can be written there")
+            raise ValueError(
+                f"--output {arguments.output}: nothing can be written there: name another folder"
+            )
 
 
 def shown(name: str, value: float) -> str:
@@ -181,6 +196,9 @@ def asked_by(arguments: argparse.Namespace) -> Asked:
         images_in_front=arguments.multi_image_placement == "front",
         share=(first, models),
     )
+    if arguments.scorer in YES_NO_SCORERS:
+        for question in questions:
+            check_yes_or_no(question.truths[0], question.prompt.source)
     return Asked(
         questions=questions,
         numbers=range(first, first + models * len(questions), models),
@@ -279,7 +297,7 @@ def main() -> None:
         arguments = parse_arguments()
     try:
         evaluate(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         exit_job(str(error), "evaluate")
     finally:
         leave_process_group()

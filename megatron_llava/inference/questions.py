@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,12 +14,13 @@ from megatron_llava.data.records import RecordFile, parse_record
 from megatron_llava.data.row_plan import is_video
 from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
-from megatron_llava.data.visuals import VisualSettings, read_visuals
+from megatron_llava.data.visuals import ReadRecord, VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
 from megatron_llava.inference.truths import fields_of, first_question, truths_of
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.conversation import encode_prompt
 from megatron_llava.text.placement import place_images
-from megatron_llava.text.templates import Template
+from megatron_llava.text.templates import Template, Turn
 from megatron_llava.text.tokenizer import Tokenizer
 
 
@@ -68,8 +70,10 @@ def read_questions(
         fields = fields_of(raw)
         human = first_question(record, source)
         read = read_visuals(record, visuals)
-        images = [_grey(size) for size in read.sizes] if blank_images else read.items
         turns = read.turns[: human + 1]
+        number = _images_asked_about(turns, read)
+        sizes = read.sizes[:number]
+        images = [_grey(size) for size in sizes] if blank_images else read.items[:number]
         if images_in_front and not record.videos:
             turns = place_images(turns, 1.0, seed=0)
         token_ids = encode_prompt(turns, len(images), tokenizer, template, source)
@@ -80,10 +84,20 @@ def read_questions(
                 images=tuple(str(image) for image in (*record.images, *record.videos)),
                 text=record.turns[human].text,
                 truths=truths_of(fields.get("answers"), record.turns[human + 1].text, source),
-                prompt=prompt_sample(token_ids, images, read.sizes, source),
+                prompt=prompt_sample(token_ids, images, sizes, source),
             )
         )
     return questions
+
+
+def _images_asked_about(turns: Sequence[Turn], read: ReadRecord) -> int:
+    """Images that stand in some first turns; all of them where the record does not place its own,
+    which is an error later."""
+    placed = [
+        sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in part if turn.role == "human")
+        for part in (turns, read.turns)
+    ]
+    return placed[0] if placed[1] == len(read.items) else len(read.items)
 
 
 def _grey(size: tuple[int, int]) -> bytes:

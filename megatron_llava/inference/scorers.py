@@ -37,6 +37,8 @@ SCORERS: dict[str, Scorer] = {
 }
 """By the value of `--scorer`: VQAv2 and TextVQA; DocVQA and InfoVQA; ChartQA; options by letter."""
 
+YES_NO_SCORERS = ("pope", "mme")
+
 
 def scores_by_kind(rows: Iterable[Answered], scorer: Scorer) -> dict[str, dict[str, float]]:
     """Measures of each kind of question, in the order of their names, and of all: "overall"."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from megatron_llava.inference.answered import Answered
 
+_BEGINNING = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
+
 
 def pope(rows: Sequence[Answered]) -> dict[str, float]:
     """Accuracy, precision, recall and F1 of "yes", and its share (Li et al. 2023).
@@ -57,10 +59,19 @@ def mme(rows: Sequence[Answered]) -> dict[str, float]:
     }
 
 
+def check_yes_or_no(truth: str, source: str) -> None:
+    """Raise ValueError where a truth is neither, which POPE and MME cannot score."""
+    if _BEGINNING.match(truth) is None:
+        raise ValueError(
+            f"{source}: its answer {truth!r:.60} begins with neither yes nor no, which --scorer "
+            "pope and mme compare: give another --scorer, or leave it out"
+        )
+
+
 def _begins_as(answer: str, truth: str) -> bool:
-    expected = re.match(r"yes|no", truth.strip().lower())
-    found = re.match(r"(yes|no)\b", answer.strip().lower())
-    return expected is not None and found is not None and found[1] == expected[0]
+    expected, found = _BEGINNING.match(truth), _BEGINNING.match(answer)
+    assert expected is not None, "check_yes_or_no has been called"
+    return found is not None and found[1].lower() == expected[1].lower()
 
 
 def _mean(values: Sequence[bool]) -> float:

@@ -75,6 +75,15 @@ def test_a_question_is_the_first_human_turn_and_its_answer(read, suffix):
     assert (second.kind, second.images, second.prompt.images) == ("question", (), ())
 
 
+def test_images_of_later_questions_are_not_of_the_first(read):
+    both = record(ASKED, "three", "<image>\nand here?", "two", image=["dogs.png", "dogs.png"])
+    (question,) = read(both)
+    assert len(question.prompt.images) == len(question.prompt.image_sizes) == 1
+    assert (question.prompt.token_ids == IMAGE_TOKEN_INDEX).sum() == 1
+    too_few = record(ASKED, "three", "and here?", "two", image=["dogs.png", "dogs.png"])
+    assert "1 <image> placeholders in the conversation, but 2 images" in error_of(read, too_few)
+
+
 def test_a_prompt_is_the_beginning_of_the_training_conversation(read, tokenizer):
     question = read(record(ASKED, "three", image="dogs.png"))[0]
     turns = [Turn("human", ASKED), Turn("gpt", "three")]

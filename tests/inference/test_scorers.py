@@ -5,6 +5,7 @@ import pytest
 from megatron_llava.inference.answer_match import exact_match
 from megatron_llava.inference.answered import Answered
 from megatron_llava.inference.scorers import SCORERS, scores_by_kind
+from megatron_llava.inference.yes_no import check_yes_or_no
 
 
 def answered(answer, *truths, kind="question", image=None):
@@ -159,6 +160,17 @@ def test_pope():
 
 
 @pytest.mark.proves("E4")
+@pytest.mark.parametrize("truth", ["yes", "No.", " no, there is none"])
+def test_truths_of_yes_and_no(truth):
+    check_yes_or_no(truth, "data.json: record 3")
+
+
+@pytest.mark.parametrize("truth", ["a red cat", "nothing", "", "it is not"])
+def test_other_truths_are_refused(truth):
+    with pytest.raises(ValueError, match="data.json: record 3: .* neither yes nor no"):
+        check_yes_or_no(truth, "data.json: record 3")
+
+
 def test_mme():
     rows = [
         answered("Yes", "Yes", kind="count", image="1.png"),
