@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from megatron_llava.config.cli import parse_args
 from megatron_llava.config.exit_codes import RANK_LOST, STOPPED
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.config.validate import validate
 from megatron_llava.platform.job_exit import exit_job, on_first_rank_only
 from megatron_llava.platform.torchrun import global_rank, world_size
@@ -133,4 +134,5 @@ def prepare(config: RunConfig) -> RunConfig:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptible():
+        main(sys.argv[1:])

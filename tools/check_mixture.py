@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.data.mixture_check import check_mixture
 
 
@@ -33,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

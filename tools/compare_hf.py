@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from megatron_llava.config.cli import exit_with_error
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.data.visuals import VisualSettings
 from megatron_llava.platform.device import (
     join_process_group,
@@ -100,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

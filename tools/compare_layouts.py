@@ -24,6 +24,7 @@ import tempfile
 from pathlib import Path
 
 from megatron_llava.config.cli import exit_with_error
+from megatron_llava.config.tool_exit import interruptible
 
 PROGRAM = "compare_layouts"
 LAUNCHER = "{python} -m torch.distributed.run --standalone --nproc-per-node {ranks}"
@@ -150,4 +151,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.convert.checkpoint import export_hf, import_hf
 from megatron_llava.convert.combined_reader import HFSource
 from megatron_llava.convert.hf_reader import HFReader
@@ -169,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

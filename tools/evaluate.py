@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.config.user_function import load_function
 from megatron_llava.data.visual_flags import add_video_flags, visual_settings
 from megatron_llava.inference.answered import Answered
@@ -304,4 +305,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

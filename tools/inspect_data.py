@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from megatron_llava.config.image import ImageSettings
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.data.describe import describe_sample
 from megatron_llava.data.html_view import samples_page
 from megatron_llava.data.merged_store import open_store
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

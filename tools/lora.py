@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.convert.adapter_checkpoint import merge_adapters
 from megatron_llava.convert.peft_folder import export_peft, import_peft
 from megatron_llava.convert.progress import Progress
@@ -65,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.stage0 import Stage0, merge_to_hf, merge_to_megatron
 
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -8,6 +8,7 @@ python tools/merge_data.py --shards data-new --output-prefix data --append
 import argparse
 import sys
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.data.merged_store import append_stores, merge_stores
 from megatron_llava.platform.device import silence_core_warnings
 
@@ -36,4 +37,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -17,6 +17,7 @@ import sys
 
 from megatron_llava.config.cli import build_parser, exit_with_error, parse_args
 from megatron_llava.config.run import RunConfig
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.config.validate import validate
 from megatron_llava.plan.layout import Machine, WorkloadOf, plan_layout
 from megatron_llava.plan.recipe import recipe
@@ -149,4 +150,5 @@ def run(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.observe.report_page import Answers, Samples, read_run, report_page
 from megatron_llava.platform.device import silence_core_warnings
 from megatron_llava.text.tokenizer import TOKENIZER_TYPES, load_tokenizer
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

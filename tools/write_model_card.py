@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_llava.config.tool_exit import interruptible
 from megatron_llava.observe.model_card import model_card, read_stage
 
 
@@ -60,4 +61,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interruptible():
+        main()

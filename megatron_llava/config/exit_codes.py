@@ -1,4 +1,4 @@
-"""What the exit code of a training process says, beside 0 (done) and 1 (a traceback)."""
+"""What the exit code of a training process says, beside 0 (done) and 1 (a traceback, or Ctrl-C)."""
 
 USER_ERROR = 2
 """Something that the user gave cannot be used; one line says what."""

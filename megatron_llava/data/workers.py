@@ -26,10 +26,12 @@ _SECONDS_TO_END = 5
 def begin_worker(worker: int) -> None:
     """Set up a worker process.
 
-    It ignores SIGTERM: Slurm sends that to every process, and the trainer still needs batches to
-    end its step. It dies with the trainer, also with one that is killed.
+    It ignores SIGTERM, which Slurm sends to every process, because the trainer still needs batches
+    to end its step, and SIGINT, which a terminal sends likewise. It dies with the trainer, also
+    with one that is killed.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -107,7 +107,7 @@ class RankWatch:
             return
         if is_communication_error(error):
             self._await_verdict()
-        refused = isinstance(error, ValueError)
+        refused = isinstance(error, (ValueError, KeyboardInterrupt))
         self._fail("refused" if refused else "failed", error)
 
     def _leave(self) -> None:
