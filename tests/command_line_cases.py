@@ -311,6 +311,11 @@ def tool_errors(folder: Path) -> dict[str, Case]:
         "balance: shard": Case(
             TOOLS["balance_captions"], [*balanced, absent, "--shard=1/2"], ["needs --counts"], 1
         ),
+        "plan: samples": Case(
+            TOOLS["plan"],
+            ["--gpus", "1", "--samples", "-5"],
+            ["--samples -5: give 1 or more"],
+        ),
         "plan: memory": Case(TOOLS["plan"], ["--gpus", "1"], ["--gpu-memory is not known"]),
         "preprocess: template": preprocess(*data, *unknown, words=["vicuna: unknown; use one of"]),
         "preprocess: image": preprocess(*missing, *v1, words=named),

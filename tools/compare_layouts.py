@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from megatron_llava.config.cli import exit_with_error
+from megatron_llava.config.cli import exit_with_error, parse_args
 from megatron_llava.config.tool_exit import interruptible
 
 PROGRAM = "compare_layouts"
@@ -93,7 +93,6 @@ def train(layout: str, arguments: argparse.Namespace, folder: Path) -> None:
 
 def record(folder: Path, arguments: list[str]) -> None:
     """What a rank that torchrun started does."""
-    from megatron_llava.config.cli import parse_args
     from megatron_llava.platform.device import (
         join_process_group,
         leave_process_group,
@@ -113,6 +112,26 @@ def record(folder: Path, arguments: list[str]) -> None:
         leave_process_group()
 
 
+def check_flags(layout: str, arguments: argparse.Namespace) -> None:
+    """Raise ValueError for flags by which one layout would see what the other has written."""
+    _, *flags = shlex.split(layout)
+    config = parse_args([*arguments.common, *flags], prog=PROGRAM)
+    checkpoint, logging = config.checkpoint, config.logging
+    given = {
+        "--save": checkpoint.save,
+        "--load": checkpoint.load,
+        "--log-file": logging.log_file,
+        "--tensorboard-dir": logging.tensorboard_dir,
+        "--wandb-project": logging.wandb_project,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{option} {value}: both layouts would use it: drop it (weights come from "
+                "--pretrained-checkpoint or --load-hf)"
+            )
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Print what was compared; ValueError naming the first difference beyond the tolerance."""
     from megatron_llava.parallel.recorded_steps import Tolerances, compare_steps, read_step
@@ -127,6 +146,8 @@ def compare(arguments: argparse.Namespace) -> None:
         replicas=arguments.replica_tolerance,
     )
     layouts = (arguments.first, arguments.second)
+    for layout in layouts:
+        check_flags(layout, arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folders = [Path(name) / "first", Path(name) / "second"]
         for folder, layout in zip(folders, layouts, strict=True):

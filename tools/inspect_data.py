@@ -83,9 +83,11 @@ def main() -> None:
             return
         indices = range(arguments.index, arguments.index + arguments.count)
         page = samples_page(store, indices, tokenizer, settings)
-        Path(arguments.html).write_text(page, encoding="utf-8")
+        path = Path(arguments.html)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
         print(f"wrote {arguments.html}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

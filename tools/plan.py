@@ -74,15 +74,21 @@ def planned_machine(arguments: argparse.Namespace) -> Machine:
     """The GPUs of the run.
 
     Raises:
-        ValueError: nothing says how much memory they have, or there is none.
+        ValueError: nothing says how much memory they have.
     """
     kind = GPUS[arguments.gpu] if arguments.gpu else None
     memory = arguments.gpu_memory or (kind.memory if kind else None)
     if memory is None:
         raise ValueError(f"--gpu-memory is not known: give it, or --gpu of {', '.join(GPUS)}")
-    if arguments.gpus < 1:
-        raise ValueError(f"--gpus {arguments.gpus}: give 1 or more")
     return Machine(gpus=arguments.gpus, memory=memory, kind=kind)
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where a number of things is none."""
+    for name in ("gpus", "samples", "tokens_per_sample", "loss_tokens_per_sample", "search_limit"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {number}: give 1 or more")
 
 
 def planned_config(flags: list[str]) -> RunConfig:
@@ -129,6 +135,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, flags: list[str]) -> None:
     """Print the plan of the flags as given, what to change, and with --search what else fits."""
+    check_numbers(arguments)
     machine, config = planned_machine(arguments), planned_config(flags)
     validate(config, machine.gpus)
     reads_store = "data_path" in config.explicit

@@ -20,12 +20,14 @@ case "$STAGE" in
     mid) from=stage1 recipe=onevision_mid_stage samples=4000000 ;;
     single_image) from=mid recipe=onevision_single_image samples=3200000 ;;
     onevision) from=single_image recipe=onevision_final samples=1600000 ;;
+    *) echo "STAGE=$STAGE: give stage1, mid, single_image or onevision" >&2; exit 2 ;;
 esac
 case "$SIZE" in
     0.5b) nodes=1 layout=(--tensor-model-parallel-size 1) ;;
     7b) nodes=4 layout=(--tensor-model-parallel-size 4 --sequence-parallel) ;;
     72b) nodes=16 layout=(--tensor-model-parallel-size 8 --sequence-parallel
         --pipeline-model-parallel-size 4) ;;
+    *) echo "SIZE=$SIZE: give 0.5b, 7b or 72b" >&2; exit 2 ;;
 esac
 . examples/toy.sh
 

@@ -19,10 +19,10 @@ fi
 while [ $# -gt 0 ]; do
     case "$1" in
         --fresh) fresh=yes; shift ;;
-        --output) output="$2"; shift 2 ;;
-        --train-iters) train_iters="$2"; shift 2 ;;
-        --train) train_questions="$2"; shift 2 ;;
-        --valid) valid_questions="$2"; shift 2 ;;
+        --output) output="${2:?--output needs a value}"; shift 2 ;;
+        --train-iters) train_iters="${2:?--train-iters needs a value}"; shift 2 ;;
+        --train) train_questions="${2:?--train needs a value}"; shift 2 ;;
+        --valid) valid_questions="${2:?--valid needs a value}"; shift 2 ;;
         *) echo "run.sh: unknown argument $1; see the head of the file" >&2; exit 2 ;;
     esac
 done

@@ -110,7 +110,7 @@ class TrainingConfig:
         None, "Packs per optimizer step", minimum=1, default_text="one per data-parallel rank"
     )
     train_iters: int | None = flag(None, "Optimizer steps of the run", minimum=1)
-    seed: int = flag(1234, "Seed of initialisation, dropout and data order", minimum=0)
+    seed: int = flag(1234, "Seed of initialisation, dropout and data order", minimum=0, below=2**31)
     mm_tunable_parts: tuple[str, ...] = flag(
         TUNABLE_PARTS,
         "Parts that are trained, comma-separated; the others are frozen. With --lora-rank "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -73,8 +74,9 @@ def field_values(
     allowed = set(group_classes() if groups is None else groups)
     values: dict[str, Any] = {}
     for key, value in mapping.items():
-        if isinstance(value, Mapping) and key in allowed:
-            for inner_key, inner_value in value.items():
+        if key in allowed and isinstance(value, (Mapping, NoneType)):
+            # Of a group whose settings are all comments there is nothing.
+            for inner_key, inner_value in (value or {}).items():
                 _set_field(values, inner_key, inner_value, source, {str(key)})
         else:
             _set_field(values, key, value, source, allowed)

@@ -34,5 +34,6 @@ class Progress:
         return f"{self.verb} {self._tensors} tensors, {gigabytes:.2f} GB, {rate:.2f} GB/s"
 
     def finish(self) -> None:
-        """Print the last line."""
-        self._write(self._amount(time.monotonic()))
+        """Print the last line, if anything was counted."""
+        if self._tensors:
+            self._write(self._amount(time.monotonic()))

@@ -127,7 +127,10 @@ def fitting_samples(
     if len(unfit) > max_bad_records:
         raise ValueError(_unfit(lengths, capacity, name, unfit, views, max_views))
     if len(unfit) == len(lengths):
-        raise ValueError(f"store {name}: no sample fits into --seq-length {capacity}")
+        raise ValueError(
+            f"store {name}: no sample fits into --seq-length {capacity}: the shortest has "
+            f"{lengths.min()} positions"
+        )
     return np.flatnonzero(fits)
 
 

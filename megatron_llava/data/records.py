@@ -164,6 +164,8 @@ def decoded_record(raw: Any, source: str) -> dict[str, Any]:
             raise ValueError(f"{source}: not valid JSON: {error.msg}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: not valid UTF-8 at byte {error.start}") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise ValueError(f"{source}: not valid JSON: {error}") from error
         except RecursionError:
             raise ValueError(f"{source}: not valid JSON: nested too deeply") from None
     if not isinstance(raw, dict):

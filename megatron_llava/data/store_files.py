@@ -34,7 +34,10 @@ def manifest_file(prefix: str | Path) -> Path:
 
 
 def check_output_prefix(prefix: str | Path, overwrite: bool) -> None:
-    """Raise ValueError if a file of a store at `prefix` exists and may not be replaced."""
+    """Raise ValueError if `prefix` ends in no name, or a file of a store there exists and may not
+    be replaced."""
+    if not Path(prefix).name:
+        raise ValueError(f"--output-prefix {prefix}: names no file: give one such as stores/data")
     existing = [path for path in (manifest_file(prefix), *piece_files(prefix)) if path.exists()]
     if existing and not overwrite:
         raise ValueError(

@@ -169,9 +169,12 @@ def _stage(stage: Stage, machine: str | None) -> Iterable[tuple[str, str]]:
         )
     yield "Trainable module", trainable_module(config)
     yield "Learning rate", _learning_rates(config)
+    batch, length = config.training.global_batch_size, f"{config.data.seq_length:,} positions"
     yield (
         "Batch size",
-        f"{config.training.global_batch_size} packs of {config.data.seq_length:,} positions",
+        f"1 pack of {length} per data-parallel rank"
+        if batch is None
+        else f"{batch} packs of {length}",
     )
     steps = stage.last_step or config.training.train_iters
     yield "Steps", f"{steps:,}" + ("" if stage.steps else " (planned)")

@@ -68,8 +68,8 @@ def read_sweep(path: Path, given: Mapping[str, str]) -> Sweep:
     variables = _mapping(content.get("variables"), f"{path}: variables")
     for name in given:
         if name not in variables:
-            known = ", ".join(map(str, variables)) or "it has none"
-            raise ValueError(f"--set {name}: {path} has no such variable; use {known}")
+            known = f"use {', '.join(map(str, variables))}" if variables else "it has none"
+            raise ValueError(f"--set {name}: {path} has no such variable; {known}")
     shared = _mapping(content.get("flags"), f"{path}: flags")
     axes = {
         str(axis): _axis(str(axis), values, path)

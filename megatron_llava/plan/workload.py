@@ -79,6 +79,11 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
     count = length // tokens
     text = tokens - visual
     loss = text if sample.loss_tokens is None else sample.loss_tokens
+    if loss > text:
+        raise ValueError(
+            f"--loss-tokens-per-sample {loss} are more than the {text} tokens of text in a sample "
+            f"of {tokens}: give less, or more --tokens-per-sample"
+        )
     largest = PackLoad(
         rows=length,
         loss_rows=max(count * loss, 1),

@@ -21,10 +21,17 @@ def opened_store(
     """A store with the samples that a pack can hold, as --oversize-samples says.
 
     Raises:
-        ValueError: one line, for a store that cannot be read or a video with too many frames.
+        ValueError: one line, for a store that cannot be read, from which nothing can learn, or with
+            a video of too many frames.
     """
     data = config.data
     store = open_store(path)
+    if "mm_language_model" not in config.training.mm_tunable_parts and not len(store.image_sizes):
+        raise ValueError(
+            f"store {store.prefix}: has no images, and without them nothing learns of "
+            f"--mm-tunable-parts {','.join(config.training.mm_tunable_parts)}: add "
+            "mm_language_model, or give other data"
+        )
     if config.vision.temporal_encoder_layers:
         _check_frames(store, config.vision.temporal_encoder_max_frames)
     if data.oversize_samples != "truncate":

@@ -23,6 +23,10 @@ def test_flat_and_nested_keys(tmp_path, text):
     assert values == {"lr": 1e-4, "num_workers": 0}
 
 
+def test_a_group_of_comments_says_nothing(tmp_path):
+    assert read(tmp_path, "training:\n  # seed: 2\ndata: {num_workers: 3}\n") == {"num_workers": 3}
+
+
 def test_a_null_leaves_the_default(tmp_path):
     assert read(tmp_path, "lr: null\npinpoint_order: null\nseed: 1\n") == {"seed": 1}
 

@@ -36,6 +36,7 @@ def test_two_layouts_agree(setup):
             "2 --tensor-model-parallel-size 2 --lr 2e-3",
             ["the first difference is in step 1: ", "of its norm, held by rank", "second layout"],
         ),
+        ("1", "2 --save out", ["--save out: both layouts would use it: drop it"]),
         ("1 --num-layers 9", "1", ["'1 --num-layers 9' failed: --num-layers 9 contradicts"]),
     ],
 )

@@ -69,6 +69,16 @@ def test_every_folder_is_a_story_with_a_readme():
         assert name == "quickstart" or (EXAMPLES / name / "README.md").is_file()
 
 
+@pytest.mark.parametrize("setting", ["STAGE=typo", "SIZE=9b"])
+def test_an_unknown_stage_is_refused_before_anything_is_done(setting, tmp_path):
+    script = EXAMPLES / "onevision_0.5b_7b_72b" / "run.sh"
+    command = ["env", setting, f"OUTPUT={tmp_path / 'out'}", "bash", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"{setting}: give ")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_is_short_and_valid(script):
     text = (EXAMPLES / script).read_text()

@@ -85,6 +85,8 @@ def test_stages_tell_what_was_trained_and_how_long():
     assert row(card, "Learning rate", "Stage-1") == "0.001"
     assert row(card, "Learning rate", "Stage-2") == "LLM: 2e-05 / Vision encoder: 2e-06"
     assert row(card, "Batch size", "Stage-2") == "64 packs of 8,192 positions"
+    alone = model_card("A", [Stage(config(global_batch_size=None), steps((1, 2.0)), None)], [])
+    assert "1 pack of 8,192 positions per data-parallel rank" in alone
     # 2 seconds at 30 and 198 at 32 samples a second; 1800 seconds at 20.
     assert row(card, "Samples seen", "Stage-1") == "6.40K"
     assert row(card, "# samples seen") == "42.40K = 6.40K + 36.00K"

@@ -237,6 +237,10 @@ def test_balanced_stages_are_planned_as_the_run_places_them():
     ("sample", "message"),
     [
         (SampleSizes(image_size=(640, 480), tokens=100, loss_tokens=None), "leaves no text"),
+        (
+            SampleSizes(image_size=None, tokens=100, loss_tokens=101),
+            "--loss-tokens-per-sample 101 are more than the 100 tokens of text",
+        ),
         (SampleSizes(image_size=None, tokens=9000, loss_tokens=None), "--seq-length 8192 is less"),
     ],
 )
