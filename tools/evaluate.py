@@ -233,6 +233,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     join_ranks(device.type, tensor_parallel)
     started = time.perf_counter()
     rows = in_order(answered(arguments, asked, device))
+    later = sum(in_order([question.later for question in asked.questions]))
     if global_rank() > 0:
         return
     if arguments.output is not None:
@@ -240,6 +241,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         Path(arguments.output).write_text(text, encoding="utf-8")
     print_scores(rows, arguments.scorer)
     print(f"{len(rows)} questions in {time.perf_counter() - started:.1f} s")
+    if later:
+        print(f"not asked: {later} later questions of their records")
 
 
 def answered(

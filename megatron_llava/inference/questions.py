@@ -31,6 +31,7 @@ class Question:
     Attributes:
         kind: the record's ``kind``; "question" where it has none.
         truths: the answers in the record's ``answers``; without them the one of its conversation.
+        later: further questions of the record, which are not asked.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Question:
     images: tuple[str, ...]
     text: str
     truths: tuple[str, ...]
+    later: int
     prompt: Sample
 
 
@@ -84,6 +86,7 @@ def read_questions(
                 images=tuple(str(image) for image in (*record.images, *record.videos)),
                 text=record.turns[human].text,
                 truths=truths_of(fields.get("answers"), record.turns[human + 1].text, source),
+                later=sum(turn.role == "human" for turn in record.turns[human + 1 :]),
                 prompt=prompt_sample(token_ids, images, sizes, source),
             )
         )

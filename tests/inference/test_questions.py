@@ -71,6 +71,7 @@ def test_a_question_is_the_first_human_turn_and_its_answer(read, suffix):
     first, second = read(made, plain, suffix=suffix)
     assert (first.id, first.kind, first.truths) == ("seven", "count", ("three",))
     assert (first.text, first.images) == (ASKED, ("dogs.png",))
+    assert (first.later, second.later) == (1, 0)
     assert first.prompt.image_sizes == ((50, 30),)
     assert (second.kind, second.images, second.prompt.images) == ("question", (), ())
 
