@@ -81,7 +81,7 @@ def measure(folder: Path, count: int, tokens: int) -> list[str]:
     from megatron_llava.config.parallel import ParallelConfig
     from megatron_llava.data.visuals import VisualSettings
     from megatron_llava.inference.hf_compare import HFFolder
-    from megatron_llava.inference.load import load_model
+    from megatron_llava.inference.load import inference_config, load_model
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.parallel.groups import initialize_groups
     from megatron_llava.text.known_templates import get_template
@@ -95,7 +95,9 @@ def measure(folder: Path, count: int, tokens: int) -> list[str]:
     prompts = [question.prompt for question in questions]
     join_process_group("cpu", timeout_minutes=10)
     initialize_groups(ParallelConfig(device="cpu"))
-    model, settings = load_model(str(folder / "megatron"), iteration=None, device=device)
+    root = str(folder / "megatron")
+    config = inference_config(root, device=device.type)
+    model, settings = load_model(root, config, iteration=None, device=device)
     hf = HFFolder(str(folder / "hf"), device)
     ways: dict[str, Callable[[int], Answers]] = {
         "keys and values kept": lambda n: ours(model, settings, prompts, n),

@@ -185,17 +185,14 @@ def loaded_logits(run: Path, base: Path, **execution: Any) -> Logits:
     from megatron_llava.convert.single_process import single_process
     from megatron_llava.convert.verify_batch import batch_of
     from megatron_llava.inference.execution import Execution
-    from megatron_llava.inference.load import load_model
+    from megatron_llava.inference.load import inference_config, load_model
 
+    how = {"base": str(base), "execution": Execution(**execution)}
+    config = inference_config(str(run), device="cpu", **how)
     _, settings, asked = asked_of(run)
     with single_process(), torch.no_grad():
-        model, _ = load_model(
-            str(run),
-            iteration=None,
-            device=torch.device("cpu"),
-            base=str(base),
-            execution=Execution(**execution),
-        )
+        device = torch.device("cpu")
+        model, _ = load_model(str(run), config, iteration=None, device=device, **how)
         batches = {name: batch_of(*case, settings) for name, case in asked.items()}
         return {
             name: model.logits(model.decode(batch), torch.arange(batch.num_rows))[

@@ -48,7 +48,7 @@ def compare(arguments: argparse.Namespace) -> None:
     device = set_up_device(select_device(arguments.device))
     from megatron_llava.config.parallel import ParallelConfig
     from megatron_llava.inference.hf_compare import HFFolder, compare_question
-    from megatron_llava.inference.load import load_model
+    from megatron_llava.inference.load import inference_config, load_model
     from megatron_llava.inference.questions import read_questions
     from megatron_llava.parallel.groups import initialize_groups
     from megatron_llava.text.known_templates import get_template
@@ -68,9 +68,10 @@ def compare(arguments: argparse.Namespace) -> None:
             f"--answers {arguments.answers} has {len(answers)} answers, --input {len(questions)} "
             "questions: run tools/evaluate.py again"
         )
+    config = inference_config(arguments.load, device=device.type)
     join_process_group(device.type, timeout_minutes=10)
     initialize_groups(ParallelConfig(device=device.type))
-    model, settings = load_model(arguments.load, iteration=None, device=device)
+    model, settings = load_model(arguments.load, config, iteration=None, device=device)
     hf = HFFolder(arguments.hf, device)
     started, same, largest = time.perf_counter(), 0, 0.0
     for question, answer in zip(questions, answers, strict=True):

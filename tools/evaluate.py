@@ -23,11 +23,11 @@ from megatron_llava.platform.job_exit import exit_job, on_first_rank_only
 from megatron_llava.platform.torchrun import global_rank, world_size
 
 if TYPE_CHECKING:  # some import megatron-core, before which the device is set up
-    import torch
-
+    from megatron_llava.config.image import ImageSettings
     from megatron_llava.inference.detail import IsDetailed
     from megatron_llava.inference.questions import Question
     from megatron_llava.inference.sampling import Sampling
+    from megatron_llava.models.llava import LlavaModel
     from megatron_llava.text.templates import Template
     from megatron_llava.text.tokenizer import Tokenizer
 
@@ -216,23 +216,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
     execution, device_type = execution_of(arguments), select_device(arguments.device)
     execution.check(device_type)
     device = set_up_device(device_type)
-    from megatron_llava.inference.load import inference_config
+    from megatron_llava.inference.load import inference_config, load_model
     from megatron_llava.inference.ranks import in_order, join_ranks
 
     tensor_parallel = arguments.tensor_model_parallel_size
-    # What does not fit together is said before the ranks meet.
-    inference_config(
-        arguments.load,
-        device=device.type,
-        bf16=arguments.bf16,
-        base=arguments.base,
-        execution=execution,
-        tensor_parallel=tensor_parallel,
+    root, how = arguments.load, {"base": arguments.base, "execution": execution}
+    config = inference_config(
+        root, device=device.type, bf16=arguments.bf16, tensor_parallel=tensor_parallel, **how
     )
     asked = asked_by(arguments)
+    # Until here every error is said before the ranks meet.
     join_ranks(device.type, tensor_parallel)
+    model, settings = load_model(root, config, iteration=arguments.ckpt_step, device=device, **how)
     started = time.perf_counter()
-    rows = in_order(answered(arguments, asked, device))
+    rows = in_order(answered(arguments, asked, model, settings))
     later = sum(in_order([question.later for question in asked.questions]))
     if global_rank() > 0:
         return
@@ -246,22 +243,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def answered(
-    arguments: argparse.Namespace, asked: Asked, device: torch.device
+    arguments: argparse.Namespace, asked: Asked, model: LlavaModel, settings: ImageSettings
 ) -> list[dict[str, Any]]:
     """This rank's questions with their answers, as lines of --output."""
     from megatron_llava.inference.detail import groups_by_detail
     from megatron_llava.inference.generate import generate
-    from megatron_llava.inference.load import load_model
 
-    model, settings = load_model(
-        arguments.load,
-        iteration=arguments.ckpt_step,
-        device=device,
-        bf16=arguments.bf16,
-        base=arguments.base,
-        execution=execution_of(arguments),
-        tensor_parallel=arguments.tensor_model_parallel_size,
-    )
     questions, template = asked.questions, asked.template
     groups = [(settings, list(range(len(questions))))]
     if arguments.grids_by_kind:

@@ -40,10 +40,10 @@ def inference_config(
     root: str,
     *,
     device: str,
-    bf16: bool,
-    base: str | None,
-    execution: Execution,
-    tensor_parallel: int,
+    bf16: bool = False,
+    base: str | None = None,
+    execution: Execution | None = None,
+    tensor_parallel: int = 1,
 ) -> RunConfig:
     """The settings by which a model that answers is built; nothing has been started.
 
@@ -52,7 +52,7 @@ def inference_config(
     Args:
         base: the weights that the adapters in ``root`` stand beside, a root or a Hugging Face
             folder; None for a whole model.
-        execution: where it computes and with what.
+        execution: where it computes and with what; None for all of it on ``device``.
         tensor_parallel: ranks that share the weights.
 
     Raises:
@@ -68,7 +68,7 @@ def inference_config(
         check_base(root, record, base)
         config = replace(config, lora=record.lora)
     config = fill_model_from(config, read_yaml_mapping(path), path)
-    config = replace(config, lora=execution.held(config.lora))
+    config = replace(config, lora=(execution or Execution()).held(config.lora))
     vision = config.vision
     sizes = (known(vision.vision_num_attention_heads), known(vision.vision_ffn_hidden_size))
     if vision.kind.hf is not None or any(size % tensor_parallel for size in sizes):
@@ -81,13 +81,12 @@ def inference_config(
 
 def load_model(
     root: str,
+    config: RunConfig,
     *,
     iteration: int | None,
     device: torch.device,
-    bf16: bool = False,
     base: str | None = None,
     execution: Execution | None = None,
-    tensor_parallel: int = 1,
 ) -> tuple[LlavaModel, ImageSettings]:
     """Build a model, or this rank's share of it, and load a checkpoint of any layout.
 
@@ -95,22 +94,14 @@ def load_model(
 
     Args:
         root: folder that --save named, or that the converter wrote.
+        config: what ``inference_config`` made of it.
         iteration: which checkpoint; the latest where None.
-        bf16, base, execution, tensor_parallel: as of ``inference_config``.
+        base, execution: as ``inference_config`` had them.
 
     Raises:
         CheckpointError: there is none, or it does not fit its ``model.yaml``.
-        ValueError: as ``inference_config``.
     """
     execution = execution or Execution()
-    config = inference_config(
-        root,
-        device=device.type,
-        bf16=bf16,
-        base=base,
-        execution=execution,
-        tensor_parallel=tensor_parallel,
-    )
     chosen = latest_iteration(root) if iteration is None else iteration
     if chosen is None:
         raise CheckpointError(f"{root}: holds no checkpoint")

@@ -22,9 +22,11 @@ def root(pair, tmp_path_factory):
 
 
 def loaded(root, **execution):
-    from megatron_llava.inference.load import load_model
+    from megatron_llava.inference.load import inference_config, load_model
 
-    return load_model(root, iteration=None, device=CPU, execution=Execution(**execution))
+    how = Execution(**execution)
+    config = inference_config(root, device="cpu", execution=how)
+    return load_model(root, config, iteration=None, device=CPU, execution=how)
 
 
 def answers(model, settings, questions):
