@@ -1,7 +1,7 @@
 """What a setting of a Hugging Face config.json may be; each error is one line that names it.
 
-All take the section that has the setting, its key, and the prefix that a message puts before a key,
-such as `vision_config.`.
+They take what has the setting, and the prefix that a message puts before a key, such as
+`vision_config.`.
 """
 
 from __future__ import annotations
@@ -47,3 +47,12 @@ def require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> No
     """Refuse a setting that is given and is not the only value that is supported."""
     if section.get(key, expected) != expected:
         raise ValueError(f"config.json: {prefix}{key} is {section[key]!r}; supported: {expected!r}")
+
+
+def check_heads(hidden: int, heads: int, prefix: str) -> None:
+    """Refuse a width that the heads do not divide."""
+    if hidden % heads:
+        raise ValueError(
+            f"config.json: {prefix}hidden_size is {hidden}, "
+            f"no multiple of num_attention_heads {heads}"
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_llava.config.towers import HF_TOWERS, TOWERS, kind_of
-from megatron_llava.convert.config_checks import check_kinds, choice, require
+from megatron_llava.convert.config_checks import check_heads, check_kinds, choice, require
 from megatron_llava.convert.hf_defaults import (
     ROPE_THETA_DEFAULT,
     TEXT_DEFAULTS,
@@ -138,11 +138,8 @@ def text_fields(section: dict[str, Any], prefix: str = "text_config.") -> dict[s
             f"config.json: {prefix}num_attention_heads is {heads}, "
             f"no multiple of num_key_value_heads {groups}"
         )
-    if not text.get("head_dim") and hidden % heads:
-        raise ValueError(
-            f"config.json: {prefix}hidden_size is {hidden}, "
-            f"no multiple of num_attention_heads {heads}"
-        )
+    if not text.get("head_dim"):
+        check_heads(hidden, heads, prefix)
     return {
         "language_model_type": model_type,
         "num_layers": text["num_hidden_layers"],
@@ -201,11 +198,7 @@ def vision_fields(
     check_kinds(vision, VISION_DEFAULTS[model_type], prefix)
     require(vision, "num_channels", 3, prefix)
     choice(vision, "hidden_act", VISION_ACTIVATIONS, prefix)
-    if vision["hidden_size"] % vision["num_attention_heads"]:
-        raise ValueError(
-            f"config.json: vision_config.hidden_size is {vision['hidden_size']}, "
-            f"no multiple of num_attention_heads {vision['num_attention_heads']}"
-        )
+    check_heads(vision["hidden_size"], vision["num_attention_heads"], prefix)
     return {
         "vision_model_type": kind,
         "vision_num_layers": vision["num_hidden_layers"],

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from megatron_llava.config.towers import HF_TOWERS, TOWERS
-from megatron_llava.convert.config_checks import require
+from megatron_llava.convert.config_checks import check_heads, require
 from megatron_llava.convert.rules import REPLICATED, Copy, PassThrough, Rule, Shape
 from megatron_llava.convert.tensor_source import RenamedTensors, TensorSource
 from megatron_llava.vision.hf_tower import hf_name, model_shapes, parts_of, tower_shapes
@@ -32,11 +32,7 @@ def hf_tower_fields(kind: str, section: dict[str, Any]) -> dict[str, Any]:
         if settings[key] < 1:
             raise ValueError(f"config.json: vision_config.{key} is 0; give 1 or more")
     hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
-    if hidden % heads:
-        raise ValueError(
-            f"config.json: vision_config.hidden_size is {hidden}, "
-            f"no multiple of num_attention_heads {heads}"
-        )
+    check_heads(hidden, heads, "vision_config.")
     return {
         "vision_model_type": kind,
         "vision_hf_config": json.dumps(settings, sort_keys=True),

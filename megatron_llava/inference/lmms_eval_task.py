@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from megatron_llava.data.records import RecordFile, parse_record
+from megatron_llava.data.records import RecordFile, decoded_record, parse_record
 from megatron_llava.inference import lmms_eval_functions
-from megatron_llava.inference.truths import fields_of, first_question, truths_of
+from megatron_llava.inference.truths import first_question, truths_of
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 
 
@@ -93,8 +93,8 @@ def _task(settings: TaskSettings) -> dict[str, Any]:
 
 
 def _doc(settings: TaskSettings, source: str, raw: Any) -> dict[str, Any]:
-    record = parse_record(raw, source)
-    fields = fields_of(raw)
+    fields = decoded_record(raw, source)
+    record = parse_record(fields, source)
     if record.videos:
         raise ValueError(f"{source}: has a video, and such a task has images only: leave it out")
     human = first_question(record, source)

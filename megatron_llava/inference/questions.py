@@ -10,13 +10,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from megatron_llava.data.records import RecordFile, parse_record
+from megatron_llava.data.records import RecordFile, decoded_record, parse_record
 from megatron_llava.data.row_plan import is_video
 from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
 from megatron_llava.data.visuals import ReadRecord, VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
-from megatron_llava.inference.truths import fields_of, first_question, truths_of
+from megatron_llava.inference.truths import first_question, truths_of
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.text.conversation import encode_prompt
 from megatron_llava.text.placement import place_images
@@ -68,8 +68,8 @@ def read_questions(
     """
     questions = []
     for source, raw in islice(RecordFile(path), share[0], None, share[1]):
-        record = parse_record(raw, source)
-        fields = fields_of(raw)
+        fields = decoded_record(raw, source)
+        record = parse_record(fields, source)
         human = first_question(record, source)
         read = read_visuals(record, visuals)
         turns = read.turns[: human + 1]

@@ -1,15 +1,8 @@
 """The question of a record, and the answers that it may be given."""
 
-import json
 from typing import Any
 
 from megatron_llava.data.records import Record
-
-
-def fields_of(raw: Any) -> dict[str, Any]:
-    """All fields of a record as its file has it, those that training does not read too."""
-    fields: dict[str, Any] = json.loads(raw) if isinstance(raw, (str, bytes)) else raw
-    return fields
 
 
 def first_question(record: Record, source: str) -> int:

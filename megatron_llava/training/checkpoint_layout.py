@@ -30,10 +30,7 @@ def layout(models: list[LlavaModel]) -> dict[str, Any]:
         Sizes by the name of the axis, and under "layers" the decoder layers of each pipeline rank:
         of each of its virtual stages.
     """
-    layers: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
-    own = [len(model.language_model.decoder.layers) for model in models]
-    group = parallel_state.get_pipeline_model_parallel_group()
-    dist.all_gather_object(layers, own, group=group)
+    layers = _of_stages([len(model.language_model.decoder.layers) for model in models])
     return {
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
@@ -69,9 +66,14 @@ def _trained_parts(models: list[LlavaModel]) -> list[str]:
     """The tunable parts that learn, of all pipeline stages."""
     named = [pair for model in models for pair in model.named_parameters()]
     own = {part_of(name) for name, parameter in named if parameter.requires_grad}
-    stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
-    dist.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
-    return sorted(set.union(*stages))
+    return sorted(set.union(*_of_stages(own)))
+
+
+def _of_stages(own: Any) -> list[Any]:
+    """What every pipeline stage has, in their order."""
+    found: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
+    dist.all_gather_object(found, own, group=parallel_state.get_pipeline_model_parallel_group())
+    return found
 
 
 def check_optimizer(

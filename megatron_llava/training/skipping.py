@@ -49,6 +49,7 @@ class SkippedSteps:
         """
         self.count += 1
         packs = _packs_at_fault(result, source, first)
+        samples = f"the step held {source.samples_of(packs)}"
         if not math.isfinite(result.loss):
             reason = f"the loss is {result.loss} over {result.loss_count} {COUNTED[reduction]}"
             samples = f"not finite on {source.samples_of(packs)}"
@@ -57,13 +58,10 @@ class SkippedSteps:
                 f"the loss {result.loss:.6g} is more than the {result.largest_loss:.6g} that "
                 "--loss-spike-factor allows after the last steps"
             )
-            samples = f"the step held {source.samples_of(packs)}"
         elif result.loss_count == 0:
             reason = "no position of it has a label"
-            samples = f"the step held {source.samples_of(packs)}"
         else:
             reason = f"the gradient is not finite at a loss of {result.loss:.6g}"
-            samples = f"the step held {source.samples_of(packs)}"
         told = f"step {iteration}: {reason}; {samples}"
         if self.count > self.limit:
             raise TrainingDiverged(
