@@ -243,3 +243,13 @@ def draws(sizes: dict[str, int]) -> dict[str, Any]:
         }
     finally:
         destroy_groups()
+
+
+def draws_of_trainer(arguments: list[str]) -> list[float]:
+    """What a rank draws next when its trainer has been built."""
+    from megatron_llava.config.cli import parse_args
+    from megatron_llava.train import prepare
+    from megatron_llava.training.run import open_trainer
+
+    with open_trainer(prepare(parse_args(arguments)), torch.device("cpu"), Recorder()):
+        return torch.rand(8).tolist()

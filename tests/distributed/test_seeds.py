@@ -1,7 +1,7 @@
 """Which ranks draw the same: weights all of a stage, dropout those with the same positions."""
 
 import pytest
-from distributed_jobs import draws
+from distributed_jobs import draws, draws_of_trainer
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,11 @@ def test_replicas_draw_the_same_weights_and_drop_other_places(pool, sizes, repli
             assert (dropout[one] == dropout[other]) == same
             same = same and of_tensor_ranks[one] == of_tensor_ranks[other]
             assert (tracked[one] == tracked[other]) == same
+
+
+def test_a_trainer_draws_so(pool, setup):
+    one, other = pool.run(draws_of_trainer, setup.arguments("--lora-rank=4"), world_size=2)
+    assert one != other
+    tensor = setup.arguments("--lora-rank=4", "--tensor-model-parallel-size=2")
+    one, other = pool.run(draws_of_trainer, tensor, world_size=2)
+    assert one == other

@@ -340,6 +340,13 @@ def test_tiles_have_places_beside_videos_of_the_largest():
     found = losses_and_gradients(model, batch)
     assert found[1]["tile_position_embedding"].any()
     assert_equal_runs(found, sum_of_samples(model, config, samples))
+    # A video has no tiles: whatever their places add, and it teaches them nothing.
+    video = pack(config, samples[1:])
+    before = losses_and_gradients(model, video)
+    with torch.no_grad():
+        model.tile_position_embedding.normal_()
+    assert_bitwise(losses_and_gradients(model, video), before)
+    assert not before[1]["tile_position_embedding"].any()
     averaged = tiny_config(**rows, mm_spatial_pool_mode="average")
     image = samples[:1]
     assert_bitwise(
