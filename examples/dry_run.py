@@ -107,10 +107,8 @@ def estimate(config: RunConfig, ranks: int) -> list[str]:
     largest = max(image.grid_pinpoints, key=lambda size: size[0] * size[1], default=(tile, tile))
     visual = number_of_tokens(TYPICAL_IMAGE, image)
     tokens, length = visual + TEXT_TOKENS, known(config.data.seq_length)
-    packs = config.with_values({"seq_length": tokens}, "default")
-    one_each = config.data.packing_window == 1
     sample = SampleSizes(image_size=TYPICAL_IMAGE, tokens=tokens, loss_tokens=LOSS_TOKENS)
-    workload = workload_of_samples(packs if one_each else config, sample)
+    workload = workload_of_samples(config, sample)
     views = max(number_of_views(largest, image), workload.largest.views)
     load = PackLoad(
         rows=length,

@@ -76,7 +76,6 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
             f"--seq-length {length} is less than the {tokens} tokens of a sample: give a longer "
             "pack, or another --image-size or --tokens-per-sample"
         )
-    count = length // tokens
     text = tokens - visual
     loss = text if sample.loss_tokens is None else sample.loss_tokens
     if loss > text:
@@ -84,26 +83,49 @@ def workload_of_samples(config: RunConfig, sample: SampleSizes) -> Workload:
             f"--loss-tokens-per-sample {loss} are more than the {text} tokens of text in a sample "
             f"of {tokens}: give less, or more --tokens-per-sample"
         )
+    counts = _samples_of_packs(config, tokens, views)
+    most, in_all = max(counts), sum(counts)
     largest = PackLoad(
         rows=length,
-        loss_rows=max(count * loss, 1),
-        text_tokens=count * text,
-        views=max(count * views, 1),
+        loss_rows=max(most * loss, 1),
+        text_tokens=most * text,
+        views=max(most * views, 1),
         features=0,
-        samples=count,
-        maxima=count * maxima,
+        samples=most,
+        maxima=most * maxima,
     )
     sizes = PackSizes(
-        packs=1,
-        views=largest.views,
-        rows=count * tokens,
-        attended=count * tokens**2,
-        loss_rows=largest.loss_rows,
-        view_pairs=max(count * views**2, 1),
-        frames=1,
-        frame_pairs=1,
-        sample_rows=count**2 * tokens,
-        sample_labels=count * largest.loss_rows,
+        packs=len(counts),
+        views=sum(max(count * views, 1) for count in counts),
+        rows=in_all * tokens,
+        attended=in_all * tokens**2,
+        loss_rows=sum(max(count * loss, 1) for count in counts),
+        view_pairs=sum(max(count * views**2, 1) for count in counts),
+        frames=len(counts),
+        frame_pairs=len(counts),
+        sample_rows=sum(count**2 for count in counts) * tokens,
+        sample_labels=sum(count**2 for count in counts) * loss,
     )
-    said = f"packs of {count} samples of {tokens} tokens, {visual} of them from {views} views"
-    return Workload(largest=largest, sizes=sizes, samples_per_pack=count, said=said)
+    number = in_all / len(counts)
+    said = f"packs of {number:.3g} samples of {tokens} tokens, {visual} of them from {views} views"
+    return Workload(largest=largest, sizes=sizes, samples_per_pack=number, said=said)
+
+
+def _samples_of_packs(config: RunConfig, tokens: int, views: int) -> list[int]:
+    """Samples of each of some packs: those of one --packing-window, which ends a pack that is not
+    full.
+
+    Raises:
+        ValueError: a sample has more views than a pack may.
+    """
+    data = config.data
+    count = known(data.seq_length) // tokens
+    if data.max_views_per_pack is not None and views:
+        if views > data.max_views_per_pack:
+            raise ValueError(
+                f"--max-views-per-pack {data.max_views_per_pack} is less than the {views} views "
+                "of a sample: allow more, or give a smaller --image-size"
+            )
+        count = min(count, data.max_views_per_pack // views)
+    full, rest = divmod(data.packing_window or count, count)
+    return [count] * full + [rest] * (rest > 0)

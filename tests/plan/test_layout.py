@@ -261,6 +261,55 @@ def test_tokens_and_views_are_those_of_the_image():
     assert found.sizes.attended == 2 * 3184**2
 
 
+@pytest.mark.parametrize(
+    ("window", "max_views", "packs"),
+    [
+        (0, None, [8]),
+        (1, None, [1]),
+        (8, None, [8]),
+        (20, None, [8, 8, 4]),
+        (0, 7, [7]),
+        (0, 9, [8]),
+        (20, 6, [6, 6, 6, 2]),
+    ],
+)
+def test_a_window_and_views_bound_the_samples_of_a_pack(window, max_views, packs):
+    """Samples of 1,000 tokens, 576 of them of one view."""
+    bounds = {"packing_window": window, "max_views_per_pack": max_views}
+    square = {"image_aspect_ratio": "square", "mm_patch_merge_type": "flat"}
+    config = planned("llava-next-vicuna-7b", seq_length=8192, **bounds, **square)
+    sample = SampleSizes(image_size=(336, 336), tokens=1000, loss_tokens=100)
+    found = workload_of_samples(config, sample)
+    assert found.samples_per_pack == sum(packs) / len(packs)
+    most, sizes = max(packs), found.sizes
+    assert (found.largest.samples, found.largest.views) == (most, most)
+    assert (found.largest.loss_rows, found.largest.text_tokens) == (100 * most, 424 * most)
+    assert (sizes.packs, sizes.views, sizes.rows) == (len(packs), sum(packs), 1000 * sum(packs))
+    assert sizes.sample_rows == 1000 * sum(count**2 for count in packs)
+    assert sizes.sample_labels == 100 * sum(count**2 for count in packs)
+
+
+def test_a_sample_with_more_views_than_a_pack_may_have():
+    config = planned("llava-next-vicuna-7b", seq_length=8192, max_views_per_pack=4)
+    with pytest.raises(ValueError, match="--max-views-per-pack 4 is less than the 5 views"):
+        workload_of_samples(config, replace(SAMPLE, image_size=(672, 672), tokens=None))
+
+
+@pytest.mark.proves("D7")
+def test_the_steps_of_the_seed_are_those_of_packs_of_one_sample():
+    seed = SEED | {"global_batch_size": 32, "packing_window": 1, "seq_length": 32768}
+    config = planned("llava-onevision-qwen2-7b", **seed, **FULL)
+    found = recipe(
+        config,
+        2,
+        workload_of_samples(
+            config, SampleSizes(image_size=(640, 480), tokens=None, loss_tokens=None)
+        ),
+        474_080,
+    )
+    assert found is not None and (found.steps, found.warmup) == (14_815, 445)
+
+
 def test_a_tiny_model_needs_little_beside_the_reserve():
     config = tiny_config(device="cuda", seq_length=512, data_path="-", lr=1.0, train_iters=1)
     sample = SampleSizes(image_size=None, tokens=32, loss_tokens=None)
