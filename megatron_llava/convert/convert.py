@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from megatron_llava.convert.combined_reader import HFSource
-from megatron_llava.convert.families import Table, table
+from megatron_llava.convert.families import EMBEDDING, Table, table
 from megatron_llava.convert.rules import Rule, Shape
-from megatron_llava.convert.tensor_source import InMemory, TensorSource
+from megatron_llava.convert.tensor_source import InMemory, TensorSource, converted
 
 PARAMETER_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LISTED = 10  # how many names an error lists
@@ -79,8 +79,7 @@ def common_dtype(
     """
     rows = table(mapping)
     names = [name for rule in rows.rules for name in rule.hf if name in reader]
-    # Optional rows are buffers of integers, and the head of a tower.
-    names += [row.hf for row in rows.passthrough if row.shape is not None and row.hf in reader]
+    names += [row.hf for row in rows.passthrough if not row.is_buffer and row.hf in reader]
     first = reader.dtype(names[0])
     for name in names:
         dtype = reader.dtype(name)
@@ -130,8 +129,13 @@ class MegatronTensors:
 
     def tensor(self, name: str) -> Tensor:
         rule = self._rules[name]
-        made = rule.to_megatron([self._reader.tensor(hf) for hf in rule.hf])
-        return made if self._dtype is None else made.to(self._dtype)
+        parts = [self._reader.tensor(hf) for hf in rule.hf]
+        if self._dtype is not None:
+            sources = map(self._reader.source, rule.hf)
+            parts = [
+                converted(p, self._dtype, name) for p, name in zip(parts, sources, strict=True)
+            ]
+        return rule.to_megatron(parts)
 
 
 class HFTensors:
@@ -143,7 +147,9 @@ class HFTensors:
         state: the Megatron parameters.
         mapping: the model.
         passthrough: tensors that the Megatron model lacks.
-        dtype: of floating-point tensors; their own where not given.
+        dtype: of floating-point tensors. Where not given, parameters keep their own, and what is
+            passed through has that of the embedding, which training may have changed; buffers
+            keep theirs.
     """
 
     def __init__(
@@ -165,6 +171,8 @@ class HFTensors:
         self._place = {
             name: (rule, number) for rule in rows.rules for number, name in enumerate(rule.hf)
         }
+        self._kept_dtype = dtype or state.dtype(self._place[EMBEDDING][0].megatron)
+        self._buffers = {row.hf for row in rows.passthrough if row.is_buffer}
         self._names = list(_in_order(rows, passthrough))
         self._parts: tuple[Rule, tuple[Tensor, ...]] | None = None
 
@@ -182,7 +190,7 @@ class HFTensors:
             found = self.passthrough[name].dtype
         else:
             found = self._state.dtype(self._place[self._alias.get(name, name)][0].megatron)
-        return self._dtype if self._dtype and found.is_floating_point else found
+        return (self._target(name) or found) if found.is_floating_point else found
 
     def tensor(self, name: str) -> Tensor:
         if name in self.passthrough:
@@ -194,7 +202,14 @@ class HFTensors:
                 self._parts = None
                 self._parts = rule, rule.to_hf(self._state.tensor(rule.megatron))
             found = self._parts[1][number]
-        return found.to(self._dtype) if self._dtype and found.is_floating_point() else found
+        target = self._target(name)
+        return found if target is None else converted(found, target, name)
+
+    def _target(self, name: str) -> torch.dtype | None:
+        """The dtype of a floating-point tensor, None for its own."""
+        if name in self.passthrough and name not in self._buffers:
+            return self._kept_dtype
+        return self._dtype
 
 
 def _in_order(rows: Table, passthrough: Mapping[str, Tensor]) -> Iterator[str]:

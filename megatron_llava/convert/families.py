@@ -69,7 +69,7 @@ def table(mapping: dict[str, Any], padded_vocab_size: int | None = None) -> Tabl
         TEXT_LAYER.format(layer=layer) + "self_attn.rotary_emb.inv_freq"
         for layer in range(mapping["num_layers"])
     ]
-    passthrough = [PassThrough(name, None, _BUFFER) for name in frequencies]
+    passthrough = [PassThrough(name, None, _BUFFER, is_buffer=True) for name in frequencies]
     passthrough += vision_passthrough(mapping)
     alias = {LM_HEAD: EMBEDDING} if mapping["hf_stores_tied_output_weight"] else {}
     return Table(tuple(rules), tuple(passthrough), alias)
@@ -226,7 +226,7 @@ def vision_passthrough(mapping: dict[str, Any]) -> list[PassThrough]:
     rows += [PassThrough(norm + suffix, hidden, reason) for suffix in ("weight", "bias")]
     if mapping["vision_model_type"] == "siglip":
         rows += [PassThrough(VISION + "head." + name, None, reason) for name in _SIGLIP_HEAD]
-    rows.append(PassThrough(VISION + "embeddings.position_ids", None, _BUFFER))
+    rows.append(PassThrough(VISION + "embeddings.position_ids", None, _BUFFER, is_buffer=True))
     return rows
 
 

@@ -26,6 +26,7 @@ from megatron_llava.convert.convert import (
 from megatron_llava.convert.hf_folder import CONFIG_FILE, copy_side_files, read_mapping
 from megatron_llava.convert.hf_reader import ORIGINAL, HFReader
 from megatron_llava.convert.root_files import HF_FOLDER, model_settings, write_root_files
+from megatron_llava.convert.tensor_source import converted
 from megatron_llava.vision.hf_tower import hf_name
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def load_hf_weights(
     source = _ByPlace(MegatronTensors(reader, mapping), mapping)
     with torch.no_grad():
         for model in models:
-            fresh |= _fill(model, source, may_lack)
+            fresh |= _fill(model, source, may_lack, folder)
     return [name for name in may_lack if name in fresh]
 
 
@@ -131,8 +132,10 @@ class _ByPlace:
         return self._last[1]
 
 
-def _fill(model: LlavaModel, source: _ByPlace, may_lack: Sequence[str]) -> set[str]:
-    """Fill a model; the names of those of ``may_lack`` that it has."""
+def _fill(
+    model: LlavaModel, source: _ByPlace, may_lack: Sequence[str], folder: str | Path
+) -> set[str]:
+    """Fill a model; the names of those of ``may_lack`` that it has. folder: for messages."""
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 
     from megatron_llava.peft.targets import is_adapter
@@ -151,7 +154,7 @@ def _fill(model: LlavaModel, source: _ByPlace, may_lack: Sequence[str]) -> set[s
                 assert name in may_lack, f"no Hugging Face tensor makes {name}"
                 fresh.add(name)
                 continue
-            _copy_share(shard, source.tensor(key))
+            _copy_share(shard, converted(source.tensor(key), shard.data.dtype, f"{folder}: {key}"))
     lacking = {name for name, _ in model.named_parameters() if name not in state}
     assert not lacking, f"parameters that no checkpoint holds: {sorted(lacking)}"
     return fresh

@@ -13,6 +13,7 @@ from megatron_llava.convert.adapter_rules import adapter_rules
 from megatron_llava.convert.convert import megatron_shapes
 from megatron_llava.convert.families import table
 from megatron_llava.convert.rules import Rule, Shape
+from megatron_llava.convert.tensor_source import converted
 
 if TYPE_CHECKING:
     from megatron_llava.convert.whole_model import WholeModel
@@ -59,7 +60,7 @@ class MergedTensors:
 
     def tensor(self, name: str) -> Tensor:
         if name in self._of_run:
-            return self._adapters.tensor(name).to(self.dtype(name))
+            return converted(self._adapters.tensor(name), self.dtype(name), name)
         weight = self._base.tensor(name)
         factor = name.removesuffix("weight") + "lora."
         if factor + "a" not in self._factors:
@@ -69,7 +70,7 @@ class MergedTensors:
         parts = list(rule.to_hf(weight.float()))
         for number, place in enumerate(_places(rule, self._factors[factor + "a"])):
             parts[place] = parts[place] + self._scaling * (b[number] @ a[number])
-        return rule.to_megatron(parts).to(weight.dtype)
+        return converted(rule.to_megatron(parts), weight.dtype, name)
 
     def _parts(self, name: str) -> Sequence[Tensor]:
         return self._factors[name].to_hf(self._adapters.tensor(name).float())

@@ -32,7 +32,7 @@ from megatron_llava.convert.peft_reader import (
 from megatron_llava.convert.progress import Progress
 from megatron_llava.convert.root_files import read_root_mapping
 from megatron_llava.convert.rules import REPLICATED, Copy, Rule
-from megatron_llava.convert.tensor_source import InMemory
+from megatron_llava.convert.tensor_source import InMemory, converted
 from megatron_llava.parallel.adapter_record import (
     AdapterRecord,
     digest_of,
@@ -73,7 +73,7 @@ def export_peft(
     for rule in [*adapter_rules(mapping, record.lora), *_beside(mapping)]:
         made = rule.to_hf(reader.tensor(rule.megatron))
         for name, tensor in zip(rule.hf, made, strict=True):
-            tensors[name] = tensor.to(dtype or tensor.dtype).contiguous()
+            tensors[name] = converted(tensor, dtype or tensor.dtype, name).contiguous()
     newline = {name: tensors.pop(name) for name in (NEWLINE,) if name in tensors}
     tensors = {peft_name(name): tensor for name, tensor in tensors.items()}
     with pending_folder(folder, {"to": "peft", "from": reader.fingerprint()}) as (pending, _):

@@ -219,12 +219,14 @@ class Rule:
 class PassThrough:
     """A Hugging Face tensor that the Megatron model lacks, kept so that it can be given back.
 
-    shape None: the tensor may be absent, and its shape is not ours to know.
+    shape None: the tensor may be absent, and its shape is not ours to know. is_buffer: it is no
+    parameter, and has a dtype of its own.
     """
 
     hf: str
     shape: Shape | None
     reason: str
+    is_buffer: bool = False
 
 
 def for_layers(rules: Sequence[Rule], num_layers: int) -> list[Rule]:

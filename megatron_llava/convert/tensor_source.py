@@ -46,6 +46,24 @@ class InMemory:
         return self._tensors[name]
 
 
+def converted(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A floating-point tensor in another dtype, any other as it is.
+
+    Raises:
+        ValueError: naming the tensor, where a number is too large for that dtype.
+    """
+    if not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    made = tensor.to(dtype)
+    lost = tensor[tensor.isfinite() & ~made.isfinite()]
+    if len(lost):
+        raise ValueError(
+            f"{name} holds {lost[0].item():.4g}, too much for {str(dtype).removeprefix('torch.')}, "
+            f"which ends at {torch.finfo(dtype).max:.4g}: take another dtype, such as float32"
+        )
+    return made
+
+
 class CastTensors:
     """A TensorSource whose floating-point tensors are converted to one dtype."""
 
@@ -63,7 +81,7 @@ class CastTensors:
         return self._dtype if found.is_floating_point else found
 
     def tensor(self, name: str) -> Tensor:
-        return self._source.tensor(name).to(self.dtype(name))
+        return converted(self._source.tensor(name), self._dtype, name)
 
 
 class RenamedTensors:

@@ -83,6 +83,45 @@ def test_import_keeps_half_precision(core_process, tmp_path):
     core_process(verify, tmp_path / "root", source)
 
 
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_a_folder_has_one_dtype_when_its_weights_had_another(core_process, tmp_path, vision):
+    """What is passed through follows, which an import would refuse otherwise."""
+    source = tiny_llava_next(tmp_path / "hf", "llama", vision, dtype=torch.float16)
+    core_process(import_hf, source, tmp_path / "root", None, torch.bfloat16)
+    core_process(export_hf, tmp_path / "root", tmp_path / "back")
+    core_process(verify, tmp_path / "root", tmp_path / "back")
+    reader = HFReader(tmp_path / "back")
+    assert {reader.dtype(name) for name in reader.names()} == {torch.bfloat16}
+    core_process(import_hf, tmp_path / "back", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        "vision_tower.vision_model.post_layernorm.bias",
+    ],
+    ids=["trained", "passed-through"],
+)
+def test_a_weight_too_large_for_the_dtype_is_refused(llama, core_process, tmp_path, name):
+    """It would be infinite, and as infinite on both sides of --verify."""
+    source = rewrite(llama[0], tmp_path / "hf", "hub")
+    tensors = load_file(source / "model.safetensors")
+    tensors[name].view(-1)[3] = -1e5
+    tensors["image_newline"][0] = torch.inf  # not made here: it stays what it is
+    (source / "model.safetensors").unlink()
+    save_file(tensors, source / "model.safetensors")
+    said = rf"{name} holds -1e\+05, too much for float16, which ends at 6.55e\+04: take another"
+    if "post_layernorm" not in name:
+        with pytest.raises(ValueError, match=said):
+            core_process(import_hf, source, tmp_path / "half", None, torch.float16)
+    core_process(import_hf, source, tmp_path / "root")
+    with pytest.raises(ValueError, match=said):
+        core_process(export_hf, tmp_path / "root", tmp_path / "half", None, torch.float16)
+    assert not (tmp_path / "half").exists()
+    core_process(export_hf, tmp_path / "root", tmp_path / "bf16", None, torch.bfloat16)
+
+
 def test_a_difference_of_one_bit_is_seen(llama, core_process, tmp_path):
     source, root = llama
     other = rewrite(source, tmp_path / "hf", "hub")
