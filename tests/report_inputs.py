@@ -33,5 +33,6 @@ def answer(index: int, kind: str, text: str, truth: str, **more: Any) -> dict[st
         "question": "<image>\nIs a < b?",
         "answer": text,
         "truth": truth,
+        "truths": [truth],
         **more,
     }

@@ -13,8 +13,9 @@ import yaml
 
 from megatron_llava.data.records import RecordFile, decoded_record, parse_record
 from megatron_llava.inference import lmms_eval_functions
-from megatron_llava.inference.truths import first_question, truths_of
+from megatron_llava.inference.truths import first_question, images_asked_about, truths_of
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
+from megatron_llava.text.pieces import check_unicode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +101,22 @@ def _doc(settings: TaskSettings, source: str, raw: Any) -> dict[str, Any]:
     human = first_question(record, source)
     if not all(isinstance(image, str) for image in record.images):
         raise ValueError(f"{source}: its images are no files: write them to --image-folder")
-    paths = [(settings.image_folder / str(image)).absolute() for image in record.images]
+    number = images_asked_about(record.turns, human, len(record.images), source)
+    images = record.images[:number]
+    paths = [(settings.image_folder / str(image)).absolute() for image in images]
     for path in paths:
         if not path.is_file():
             raise ValueError(f"{source}: no image {path}")
     words = record.turns[human].text.replace(IMAGE_PLACEHOLDER, " ")
+    truths = truths_of(fields.get("answers"), record.turns[human + 1].text, source)
+    try:
+        for text in (record.id, words, *truths):
+            check_unicode(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     return {
         "id": record.id,
         "images": [str(path) for path in paths],
         "question": re.sub(r" *\n *", "\n", re.sub(" +", " ", words)).strip(),
-        "truths": list(truths_of(fields.get("answers"), record.turns[human + 1].text, source)),
+        "truths": list(truths),
     }

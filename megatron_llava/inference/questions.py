@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,13 +13,12 @@ from megatron_llava.data.records import RecordFile, decoded_record, parse_record
 from megatron_llava.data.row_plan import is_video
 from megatron_llava.data.sample import Sample
 from megatron_llava.data.stored_video import pack_frames
-from megatron_llava.data.visuals import ReadRecord, VisualSettings, read_visuals
+from megatron_llava.data.visuals import VisualSettings, read_visuals
 from megatron_llava.inference.generate import prompt_sample
-from megatron_llava.inference.truths import first_question, truths_of
-from megatron_llava.text.constants import IMAGE_PLACEHOLDER
+from megatron_llava.inference.truths import first_question, images_asked_about, truths_of
 from megatron_llava.text.conversation import encode_prompt
 from megatron_llava.text.placement import place_images
-from megatron_llava.text.templates import Template, Turn
+from megatron_llava.text.templates import Template
 from megatron_llava.text.tokenizer import Tokenizer
 
 
@@ -73,7 +71,7 @@ def read_questions(
         human = first_question(record, source)
         read = read_visuals(record, visuals)
         turns = read.turns[: human + 1]
-        number = _images_asked_about(turns, read)
+        number = images_asked_about(read.turns, human, len(read.items), source)
         sizes = read.sizes[:number]
         images = [_grey(size) for size in sizes] if blank_images else read.items[:number]
         if images_in_front and not record.videos:
@@ -82,7 +80,7 @@ def read_questions(
         questions.append(
             Question(
                 id=record.id,
-                kind=str(fields.get("kind", "question")),
+                kind=str(fields.get("kind") or "question"),
                 images=tuple(str(image) for image in (*record.images, *record.videos)),
                 text=record.turns[human].text,
                 truths=truths_of(fields.get("answers"), record.turns[human + 1].text, source),
@@ -91,16 +89,6 @@ def read_questions(
             )
         )
     return questions
-
-
-def _images_asked_about(turns: Sequence[Turn], read: ReadRecord) -> int:
-    """Images that stand in some first turns; all of them where the record does not place its own,
-    which is an error later."""
-    placed = [
-        sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in part if turn.role == "human")
-        for part in (turns, read.turns)
-    ]
-    return placed[0] if placed[1] == len(read.items) else len(read.items)
 
 
 def _grey(size: tuple[int, int]) -> bytes:

@@ -1,8 +1,11 @@
 """The question of a record, and the answers that it may be given."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_llava.data.records import Record
+from megatron_llava.text.constants import IMAGE_PLACEHOLDER
+from megatron_llava.text.templates import Turn
 
 
 def first_question(record: Record, source: str) -> int:
@@ -12,6 +15,21 @@ def first_question(record: Record, source: str) -> int:
     if roles[human + 1 : human + 2] != ["gpt"]:
         raise ValueError(f"{source}: no question with an answer after it")
     return human
+
+
+def images_asked_about(turns: Sequence[Turn], human: int, images: int, source: str) -> int:
+    """Images of a record that stand in its turns up to the question.
+
+    Raises:
+        ValueError: the record does not place each of its images once.
+    """
+    placed = [turn.text.count(IMAGE_PLACEHOLDER) * (turn.role == "human") for turn in turns]
+    if sum(placed) != images:
+        raise ValueError(
+            f"{source}: {sum(placed)} {IMAGE_PLACEHOLDER} placeholders in the conversation, but "
+            f"{images} images; write one placeholder per image"
+        )
+    return sum(placed[: human + 1])
 
 
 def truths_of(answers: Any, answer: str, source: str) -> tuple[str, ...]:

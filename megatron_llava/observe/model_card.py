@@ -132,11 +132,12 @@ def _architecture(config: RunConfig) -> Iterable[tuple[str, str, str]]:
 
 def part_sizes(config: RunConfig) -> dict[str, int]:
     """Parameters of the whole tower, the projector and everything else, as published: with layers
-    of the tower that are not used, without padding of the vocabulary."""
+    of the tower that are not used, without padding of the vocabulary and adapters."""
     single = {
         "tensor_model_parallel_size": 1,
         "make_vocab_size_divisible_by": 1,
         "mm_vision_select_layer": -1,
+        "lora_rank": 0,
     }
     config = config.with_values(single, "default")
     layers = known(config.language.num_layers)
@@ -206,10 +207,13 @@ def _learning_rates(config: RunConfig) -> str:
         "mm_mlp_adapter": optimizer.mm_projector_lr,
         "mm_vision_tower": optimizer.mm_vision_tower_lr,
     }
-    own = {part: rate for part, rate in rates.items() if part in parts and rate is not None}
-    if len({*own.values()}) <= 1:
-        return f"{next(iter(own.values()), optimizer.lr):g}"
-    return " / ".join(f"{_NAMES[part]}: {rate:g}" for part, rate in own.items())
+    learning: dict[float | None, list[str]] = {}
+    for part, rate in rates.items():
+        if part in parts:
+            learning.setdefault(optimizer.lr if rate is None else rate, []).append(_NAMES[part])
+    if len(learning) == 1:
+        return f"{next(iter(learning)):g}"
+    return " / ".join(f"{', '.join(names)}: {rate:g}" for rate, names in learning.items())
 
 
 def count_text(number: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_llava.data.image_source import inside, read_image
 from megatron_llava.data.tar_records import VIDEO_SUFFIXES
-from megatron_llava.inference.answer_match import exact_match
+from megatron_llava.inference.answer_match import any_exact_match
 from megatron_llava.text.constants import IMAGE_PLACEHOLDER
 from megatron_llava.vision.tiles import image_size, open_image
 
@@ -22,6 +22,7 @@ _KEYS = ("id", "kind", "image", "question", "answer", "truth")
 # A picture is put in as it is up to these pixels and bytes, a larger one as a thumbnail.
 _SIDE, _BYTES = 320, 1 << 16
 _ALL = "all kinds"
+_TRUTHS_SHOWN = 3
 
 
 def read_answers(path: str | Path) -> list[Row]:
@@ -52,7 +53,14 @@ def read_answers(path: str | Path) -> list[Row]:
                 f"{path}:{number}: has no {', '.join(missing)}; write it again with "
                 "tools/evaluate.py --output"
             )
-        rows.append({**row, **{key: str(row[key]) for key in _KEYS if key != "image"}})
+        truths = row.get("truths", [row["truth"]])
+        if not isinstance(truths, list) or not truths:
+            raise ValueError(
+                f"{path}:{number}: truths is {truths!r:.60}; write it again with "
+                "tools/evaluate.py --output"
+            )
+        row = {**row, **{key: str(row[key]) for key in _KEYS if key != "image"}}
+        rows.append({**row, "truths": [str(truth) for truth in truths]})
     if not rows:
         raise ValueError(f"{path}: holds no answers; write it with tools/evaluate.py --output")
     return rows
@@ -92,7 +100,7 @@ def _counts(rows: list[Row]) -> dict[str, tuple[int, int]]:
     """{kind: (right answers, questions)} in the order of first appearance, and of all."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row in rows:
-        counts[row["kind"]][0] += exact_match(row["answer"], row["truth"])
+        counts[row["kind"]][0] += int(any_exact_match(row["answer"], row["truths"]))
         counts[row["kind"]][1] += 1
     right, number = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     return {**{kind: (pair[0], pair[1]) for kind, pair in counts.items()}, _ALL: (right, number)}
@@ -129,8 +137,9 @@ def _turns(rows: list[Row]) -> list[Row]:
 
 
 def _figure(row: Row, image_folder: Path | None, source: str) -> str:
-    is_right = exact_match(row["answer"], row["truth"])
-    note = "right" if is_right else f"wrong, it is <b>{html.escape(row['truth'])}</b>"
+    is_right = any_exact_match(row["answer"], row["truths"])
+    truths = " or ".join(list(dict.fromkeys(row["truths"]))[:_TRUTHS_SHOWN])
+    note = "right" if is_right else f"wrong, it is <b>{html.escape(truths)}</b>"
     answer = html.escape(row["answer"]) or "<i>nothing</i>"
     question = html.escape(row["question"].removeprefix(IMAGE_PLACEHOLDER).strip())
     return (

@@ -63,7 +63,7 @@ def cut(segments: Sequence[Segment], tokenizer: Tokenizer) -> Pieces:
     before = ""
     pieces = Pieces()
     for segment in segments:
-        _check_unicode(segment.text)
+        check_unicode(segment.text)
         for index, piece in enumerate(segment.text.split(IMAGE_PLACEHOLDER)):
             if index:
                 pieces.order.append(None)
@@ -75,7 +75,8 @@ def cut(segments: Sequence[Segment], tokenizer: Tokenizer) -> Pieces:
     return pieces
 
 
-def _check_unicode(text: str) -> None:
+def check_unicode(text: str) -> None:
+    """Raise ValueError for half of a surrogate pair, which JSON can write."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -88,6 +88,45 @@ def test_refusals(questions, changes, message):
     assert sorted(questions.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("turns", "images", "message"),
+    [
+        (["what?", "yes"], 1, "0 <image> placeholders in the conversation, but 1 images"),
+        (["<image> what?", "yes"], 2, "1 <image> placeholders in the conversation, but 2 images"),
+        (["<image> what?", "yes \ud800"], 1, "not valid Unicode: half of a surrogate pair"),
+        (["<image> \udc00?", "yes"], 1, "not valid Unicode: half of a surrogate pair"),
+    ],
+)
+def test_a_record_that_cannot_be_asked_is_refused(questions, turns, images, message):
+    """As tools/evaluate.py does."""
+    record = {
+        "id": "bad",
+        "image": ["one.png", "two.png"][:images],
+        "conversations": [
+            {"from": role, "value": text}
+            for role, text in zip(("human", "gpt"), turns, strict=True)
+        ],
+    }
+    questions.write_text(json.dumps([record]))
+    with pytest.raises(ValueError, match=f"record 0.*{message}"):
+        write_task(settings_of(questions))
+    assert not (questions.parent / "mine").exists()
+
+
+def test_images_of_later_questions_are_left_out(questions):
+    later = [("human", "<image> and this?"), ("gpt", "no")]
+    turns = [("human", "<image> what?"), ("gpt", "yes"), *later]
+    record = {
+        "id": "two",
+        "image": ["one.png", "two.png"],
+        "conversations": [{"from": role, "value": text} for role, text in turns],
+    }
+    questions.write_text(json.dumps([record]))
+    write_task(settings_of(questions))
+    (line,) = (questions.parent / "mine" / "questions.jsonl").read_text().splitlines()
+    assert [Path(image).name for image in json.loads(line)["images"]] == ["one.png"]
+
+
 def test_a_video_is_refused(tmp_path):
     turns = [{"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "yes"}]
     records = [{"id": "0", "video": "a.mp4", "conversations": turns}]

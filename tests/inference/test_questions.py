@@ -74,6 +74,8 @@ def test_a_question_is_the_first_human_turn_and_its_answer(read, suffix):
     assert (first.later, second.later) == (1, 0)
     assert first.prompt.image_sizes == ((50, 30),)
     assert (second.kind, second.images, second.prompt.images) == ("question", (), ())
+    (unnamed,) = read(record(ASKED, "three", image="dogs.png", kind=None))
+    assert unnamed.kind == "question"
 
 
 def test_images_of_later_questions_are_not_of_the_first(read):

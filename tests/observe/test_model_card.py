@@ -8,7 +8,13 @@ import pytest
 from megatron_llava.config.cli import config_to_yaml
 from megatron_llava.config.presets import model_values
 from megatron_llava.config.run import RunConfig
-from megatron_llava.observe.model_card import Stage, model_card, read_stage, trainable_module
+from megatron_llava.observe.model_card import (
+    Stage,
+    model_card,
+    part_sizes,
+    read_stage,
+    trainable_module,
+)
 
 
 def config(name="llava-next-vicuna-7b", **changes):
@@ -83,7 +89,7 @@ def test_stages_tell_what_was_trained_and_how_long():
     assert row(card, "Trainable module", "Stage-1") == "Connector"
     assert row(card, "Trainable module", "Stage-2") == "Full model"
     assert row(card, "Learning rate", "Stage-1") == "0.001"
-    assert row(card, "Learning rate", "Stage-2") == "LLM: 2e-05 / Vision encoder: 2e-06"
+    assert row(card, "Learning rate", "Stage-2") == "LLM, Connector: 2e-05 / Vision encoder: 2e-06"
     assert row(card, "Batch size", "Stage-2") == "64 packs of 8,192 positions"
     alone = model_card("A", [Stage(config(global_batch_size=None), steps((1, 2.0)), None)], [])
     assert "1 pack of 8,192 positions per data-parallel rank" in alone
@@ -101,9 +107,30 @@ def test_a_card_ends_with_a_notice_of_licences():
         assert word in notice
 
 
-def test_adapters_are_named():
+def test_adapters_are_named_and_not_counted():
     adapted = config(lora_rank=32, mm_tunable_parts=("mm_mlp_adapter", "mm_language_model"))
     assert trainable_module(adapted) == "Connector, adapters of the LLM (rank 32)"
+    assert part_sizes(adapted) == part_sizes(config())
+
+
+@pytest.mark.parametrize(
+    ("rates", "parts", "text"),
+    [
+        ({}, None, "2e-05"),
+        ({"mm_projector_lr": 2e-5}, None, "2e-05"),
+        ({"mm_projector_lr": 1e-3}, None, "LLM, Vision encoder: 2e-05 / Connector: 0.001"),
+        ({"mm_projector_lr": 1e-3}, ("mm_language_model",), "2e-05"),
+        (
+            {"mm_projector_lr": 1e-3},
+            ("mm_vision_tower", "mm_mlp_adapter"),
+            "Connector: 0.001 / Vision encoder: 2e-05",
+        ),
+    ],
+)
+def test_every_part_that_learns_has_a_rate(rates, parts, text):
+    trained = {} if parts is None else {"mm_tunable_parts": parts}
+    run = config(**{"mm_vision_tower_lr": None, **rates, **trained})
+    assert row(model_card("A model", [Stage(run, {}, None)]), "Learning rate") == text
 
 
 @pytest.mark.proves("E10", "E11")

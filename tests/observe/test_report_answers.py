@@ -53,6 +53,23 @@ def test_accuracy_is_counted_by_kind(folder):
     assert Cells(accuracy_table(rows)).cells[:3] == ["color", "30", "100.0 %"]
 
 
+def test_any_of_several_truths_is_right(folder):
+    """As tools/evaluate.py counts; a file of before there were several has one."""
+    several = answer(0, "name", "a Cat", "kitten", truths=["kitten", "a cat", "kitten"])
+    wrong = answer(1, "name", "a dog", "kitten", truths=["kitten", "a cat", "kitten"])
+    old = {key: value for key, value in RIGHT[0].items() if key != "truths"}
+    rows = read_answers(write_jsonl(folder / "answers.jsonl", [several, wrong, old]))
+    assert Cells(accuracy_table(rows)).cells[:3] == ["name", "2", "50.0 %"]
+    assert Cells(accuracy_table(rows)).cells[3:6] == ["color", "1", "100.0 %"]
+    figures = answer_figures(rows, 3, folder, "answers.jsonl")
+    assert figures.count('class="right"') == 2
+    assert figures.count("(wrong, it is <b>kitten or a cat</b>)") == 1
+    for truths in ([], "kitten", None):
+        write_jsonl(folder / "answers.jsonl", [several, {**wrong, "truths": truths}])
+        with pytest.raises(ValueError, match=r"answers\.jsonl:2: truths is .*; write it again"):
+            read_answers(folder / "answers.jsonl")
+
+
 def test_other_questions_are_refused():
     with pytest.raises(ValueError, match=r"--answers has 30 'color', 10 'size' but --blank-answ"):
         accuracy_table(RIGHT + WRONG, BLANK[1:])
