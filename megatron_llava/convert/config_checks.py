@@ -43,6 +43,32 @@ def check_kinds(section: dict[str, Any], examples: dict[str, Any], prefix: str) 
             raise ValueError(f"config.json: {prefix}{key} is {value!r}; give {wanted}")
 
 
+def three_numbers(value: Any, name: str) -> list[float]:
+    """One number for each colour; ValueError naming the setting for anything else."""
+    if not (isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))):
+        raise ValueError(f"{name} is {value!r:.60}; give three numbers")
+    return [float(number) for number in value]
+
+
+def number_pairs(value: Any, name: str) -> list[list[int]]:
+    """A list of grids in pixels; ValueError naming the setting for anything else."""
+    if not isinstance(value, list) or not value or not all(map(_is_pair, value)):
+        raise ValueError(f"{name} is {value!r:.60}; give a list of pairs of whole numbers")
+    return [list(pair) for pair in value]
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(number, int) and _is_number(number) and number > 0 for number in value)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def require(section: dict[str, Any], key: str, expected: Any, prefix: str) -> None:
     """Refuse a setting that is given and is not the only value that is supported."""
     if section.get(key, expected) != expected:

@@ -50,7 +50,7 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     if "quantization_config" in config:
         raise ValueError("config.json: quantization_config is set; convert the unquantised model")
     given = {key: value for key, value in config.items() if value is not None}
-    top = {**TOP_DEFAULTS[model_type], **given}
+    top = {**TOP_DEFAULTS[model_type], **_with_image_token(given)}
     require(top, "multimodal_projector_bias", True, "")
     projector = PROJECTOR_OF_ACTIVATION[
         choice(top, "projector_hidden_act", PROJECTOR_OF_ACTIVATION, "")
@@ -71,6 +71,19 @@ def mapping_from_hf(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
         "mm_projector_type": projector,
         "image_token_index": index,
     }
+
+
+def _with_image_token(given: dict[str, Any]) -> dict[str, Any]:
+    """`image_token_id` is another name of `image_token_index`, as in transformers."""
+    other = given.get("image_token_id")
+    if other is None:
+        return given
+    index = given.get("image_token_index", other)
+    if index != other:
+        raise ValueError(
+            f"config.json: image_token_index is {index}, but image_token_id is {other}; drop one"
+        )
+    return {**given, "image_token_index": index}
 
 
 def _rotary_base(text: dict[str, Any], prefix: str) -> float:
@@ -104,12 +117,15 @@ def _refuse_sliding_window(text: dict[str, Any], model_type: str, prefix: str) -
     window = text.get("sliding_window")
     if model_type == "qwen2" and not text["use_sliding_window"]:
         window = None
-    layer_types = set(text.get("layer_types") or ["full_attention"])
-    if layer_types != {"full_attention"}:
+    kinds = text.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(
-            f"config.json: {prefix}layer_types has {sorted(layer_types)}; supported: full_attention"
+            f"config.json: {prefix}layer_types is {kinds!r:.60}; supported: full_attention"
         )
-    if window is not None and window < text["max_position_embeddings"]:
+    if window is None:
+        return
+    check_kinds({"sliding_window": window}, {"sliding_window": 1}, prefix)
+    if window < text["max_position_embeddings"]:
         raise ValueError(
             f"config.json: {prefix}sliding_window is {window}, shorter than "
             f"max_position_embeddings {text['max_position_embeddings']}; supported: null"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from megatron_llava.convert.config_checks import number_pairs, three_numbers
+
 WHERE = "image processor"
 VIEWS_OF_CLASS = {
     "llava": "as_single",
@@ -34,8 +36,8 @@ def image_fields(top: dict[str, Any], processor: dict[str, Any], image_size: int
     squash = _check_pixels(processor, image_size)
     fields: dict[str, Any] = {
         "image_resize_mode": "squash" if squash else "shortest_edge_crop",
-        "image_mean": [float(value) for value in processor["image_mean"]],
-        "image_std": [float(value) for value in processor["image_std"]],
+        "image_mean": three_numbers(processor.get("image_mean"), f"{WHERE}: image_mean"),
+        "image_std": three_numbers(processor.get("image_std"), f"{WHERE}: image_std"),
         "unpad_round": "hf",
         "multi_image_views": VIEWS_OF_CLASS[top["model_type"]],
     }
@@ -61,17 +63,16 @@ def image_fields(top: dict[str, Any], processor: dict[str, Any], image_size: int
 
 def _pinpoints(top: dict[str, Any], processor: dict[str, Any], image_size: int) -> list[list[int]]:
     """The grid list, its pairs (height, width) as transformers reads them; kept, not flipped."""
-    pinpoints = [list(pair) for pair in top["image_grid_pinpoints"]]
-    if not pinpoints or any(len(pair) != 2 or not all(pair) for pair in pinpoints):
-        raise ValueError(f"config.json: image_grid_pinpoints is {pinpoints}; give [h, w] pairs")
+    key = "image_grid_pinpoints"
+    pinpoints = number_pairs(top[key], f"config.json: {key}")
     for pair in pinpoints:
         if pair[0] % image_size or pair[1] % image_size:
             raise ValueError(
                 f"config.json: image_grid_pinpoints has {pair}, no multiple of image_size "
                 f"{image_size}"
             )
-    theirs = processor.get("image_grid_pinpoints", pinpoints)
-    if [list(pair) for pair in theirs] != pinpoints:
+    theirs = number_pairs(processor.get(key, pinpoints), f"{WHERE}: {key}")
+    if theirs != pinpoints:
         raise ValueError(
             f"{WHERE}: image_grid_pinpoints is {theirs}, but config.json says {pinpoints}"
         )
@@ -80,27 +81,33 @@ def _pinpoints(top: dict[str, Any], processor: dict[str, Any], image_size: int) 
 
 def _check_pixels(processor: dict[str, Any], image_size: int) -> bool:
     """Refuse pixels that we would not compute; whether views are squashed, else cropped."""
-    for key in ("image_mean", "image_std"):
-        if len(processor.get(key) or ()) != 3:
-            raise ValueError(f"{WHERE}: {key} is {processor.get(key)!r}; give three numbers")
     supported = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
     for key, expected in supported.items():
         if processor.get(key, expected) != expected:
             raise ValueError(f"{WHERE}: {key} is {processor[key]!r}; supported: {expected!r}")
-    if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-9:
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-9:
+        raise ValueError(f"{WHERE}: rescale_factor is {factor!r}; supported: 1/255")
+    size, crop = (_sides(processor, key) for key in ("size", "crop_size"))
+    for name, sides in (("size", size), ("crop_size", crop)):
+        for key, side in sides.items():
+            if side != image_size:
+                raise ValueError(
+                    f"{WHERE}: {name}.{key} is {side!r}, but vision image_size is {image_size}"
+                )
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}):
         raise ValueError(
-            f"{WHERE}: rescale_factor is {processor['rescale_factor']}; supported: 1/255"
+            f"{WHERE}: size is {processor.get('size')!r:.60}; give shortest_edge, or height and "
+            "width"
         )
-    sizes = {**_sides(processor, "size"), **_sides(processor, "crop_size")}
-    for key, side in sizes.items():
-        if side != image_size:
-            raise ValueError(f"{WHERE}: {key} is {side}, but vision image_size is {image_size}")
-    return "size.shortest_edge" not in sizes
+    return "height" in size
 
 
-def _sides(processor: dict[str, Any], key: str) -> dict[str, int]:
-    """The sides that `key` states, as {"size.height": S}; a bare number is the shortest edge."""
+def _sides(processor: dict[str, Any], key: str) -> dict[str, Any]:
+    """The sides that a size states; a bare number is the shortest edge."""
     size = processor.get(key)
     if isinstance(size, int):
         size = {"shortest_edge": size}
-    return {f"{key}.{side}": value for side, value in (size or {}).items() if value is not None}
+    if size is not None and not isinstance(size, dict):
+        raise ValueError(f"{WHERE}: {key} is {size!r:.60}; give an object, or one number")
+    return {side: value for side, value in (size or {}).items() if value is not None}

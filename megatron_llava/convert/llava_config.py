@@ -6,6 +6,7 @@ vision tower without describing it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_llava.config.image import ImageSettings
@@ -13,9 +14,10 @@ from megatron_llava.config.projector import parse_projector_type
 from megatron_llava.config.towers import HF_TOWERS, TOWERS, kind_of
 from megatron_llava.config.video import video_settings
 from megatron_llava.convert.combined_reader import HFSource
+from megatron_llava.convert.config_checks import check_kinds, number_pairs, three_numbers
 from megatron_llava.convert.families import VISION
 from megatron_llava.convert.hf_config import text_fields, vision_fields
-from megatron_llava.convert.hf_defaults import CLIP_L_336, SO400M_384
+from megatron_llava.convert.hf_defaults import CLIP_L_336, SO400M_384, VISION_DEFAULTS
 
 # The text model by the class that saved a checkpoint, or by model_type where none is named.
 TEXT_OF_CLASS = {
@@ -45,8 +47,9 @@ KNOWN_TOWERS: dict[str, dict[str, Any]] = {
 
 def text_type(config: dict[str, Any]) -> str:
     """llama, mistral or qwen2; ValueError for another model."""
-    for name in config.get("architectures") or ():
-        if name in TEXT_OF_CLASS:
+    classes = config.get("architectures")
+    for name in classes if isinstance(classes, list) else ():
+        if isinstance(name, str) and name in TEXT_OF_CLASS:
             return TEXT_OF_CLASS[name]
     model_type = str(config.get("model_type"))
     if model_type not in _TEXT_OF_TYPE:
@@ -91,6 +94,7 @@ def mapping_from_llava(
     mapping |= _tower_fields(config, tower, reader)
     mapping |= _image_fields(config, mapping, processor or {}, "image_newline" in reader)
     projector = config.get("mm_projector_type", "linear")
+    check_kinds({"mm_projector_type": projector}, {"mm_projector_type": "linear"}, "")
     try:
         parse_projector_type(projector)
     except ValueError as error:
@@ -117,6 +121,8 @@ def _tower_fields(
         )
     prefix = VISION + "encoder.layers."
     stored = {n.removeprefix(prefix).split(".")[0] for n in reader.names() if n.startswith(prefix)}
+    tower = {**VISION_DEFAULTS[tower["model_type"]], **tower}
+    check_kinds(tower, {"num_hidden_layers": 1}, "vision_config.")
     layers = tower["num_hidden_layers"]
     select = config.get("mm_vision_select_layer", -2)
     if tower["model_type"] == "siglip_vision_model":
@@ -148,6 +154,8 @@ def _image_fields(
     ratio = config.get("image_aspect_ratio") or "square"
     if isinstance(ratio, list):
         ratio = ratio[0]
+    if not isinstance(ratio, str):
+        raise ValueError(f"config.json: image_aspect_ratio is {ratio!r:.60}; give a name")
     fields: dict[str, Any] = {
         "image_aspect_ratio": ratio,
         "mm_patch_merge_type": config.get("mm_patch_merge_type") or "flat",
@@ -156,15 +164,22 @@ def _image_fields(
         "multi_image_views": "one_padded",
         "image_newline": has_newline,
         "image_resize_mode": kind.image_resize_mode,
-        "image_mean": [float(value) for value in processor.get("image_mean") or mean],
-        "image_std": [float(value) for value in processor.get("image_std") or std],
+        "image_mean": _numbers(processor, "image_mean", mean),
+        "image_std": _numbers(processor, "image_std", std),
     }
     fields |= {key: config[key] for key in VIDEO_KEYS if config.get(key) is not None}
     grids = config.get("image_grid_pinpoints")
     if grids and "anyres" in ratio:
-        fields["image_grid_pinpoints"] = grids if isinstance(grids, str) else [*map(list, grids)]
+        is_text = isinstance(grids, str)
+        fields["image_grid_pinpoints"] = (
+            grids if is_text else number_pairs(grids, "config.json: image_grid_pinpoints")
+        )
     _check_images(fields, side, mapping["vision_patch_size"])
     return fields
+
+
+def _numbers(processor: dict[str, Any], key: str, default: Sequence[float]) -> list[float]:
+    return three_numbers(processor.get(key) or list(default), f"--vision-tower: {key}")
 
 
 def _check_images(fields: dict[str, Any], side: int, patch: int) -> None:

@@ -47,6 +47,10 @@ class TowerFolder(WeightsFolder):
         """
         config = read_json(self.folder / CONFIG_FILE)
         section: dict[str, Any] = config.get("vision_config", config)
+        if not isinstance(section, dict):
+            raise ValueError(
+                f"{self.folder / CONFIG_FILE}: vision_config is {section!r:.60}; give an object"
+            )
         model_type = section.get("model_type")
         if model_type is None and (outer := TOWERS.get(str(config.get("model_type")))) is not None:
             model_type = outer.hf_model_type

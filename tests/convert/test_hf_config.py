@@ -196,6 +196,17 @@ def set_in(config, path, value):
         ("text_config.rope_theta", "1e6"),
         ("vision_config.num_attention_heads", 0),
         ("vision_config.num_hidden_layers", 24.0),
+        ("image_token_id", 31999),
+        ("image_grid_pinpoints", []),
+        ("image_grid_pinpoints", 5),
+        ("image_grid_pinpoints", [336, 672]),
+        ("image_grid_pinpoints", [[336, 672, 336]]),
+        ("image_grid_pinpoints", [[336, "672"]]),
+        ("image_grid_pinpoints", [[336, 0]]),
+        ("image_grid_pinpoints", "(1x1),...,(2x2)"),
+        ("text_config.sliding_window", "4096"),
+        ("text_config.layer_types", 5),
+        ("text_config.layer_types", [["full_attention"]]),
     ],
 )
 def test_unsupported_settings_are_named(path, value):
@@ -218,11 +229,49 @@ def test_unsupported_settings_are_named(path, value):
         ("size", {"shortest_edge": 224}),
         ("crop_size", {"height": 224, "width": 224}),
         ("image_grid_pinpoints", [[672, 336]]),
+        ("image_grid_pinpoints", 5),
+        ("image_mean", 0.5),
+        ("image_mean", "rgb"),
+        ("image_std", [0.5, 0.5, "0.5"]),
+        ("image_std", [0.5, 0.5, True]),
+        ("rescale_factor", None),
+        ("size", None),
+        ("size", {}),
+        ("size", {"longest_edge": 336}),
+        ("size", {"height": 336}),
+        ("size", {"shortest_edge": 336, "height": 336, "width": 336}),
+        ("size", [336, 336]),
+        ("size", "336"),
+        ("size", {"shortest_edge": "336"}),
+        ("crop_size", [336, 336]),
     ],
 )
 def test_unsupported_image_processor_settings_are_named(key, value):
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ValueError, match=key) as caught:
         mapping_from_hf(CONFIG, PROCESSOR | {key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_processor_states_its_size():
+    """Its class has a default, and classes differ in it."""
+    without = {key: value for key, value in PROCESSOR.items() if key != "size"}
+    with pytest.raises(ValueError, match="image processor: size is None; give shortest_edge, or"):
+        mapping_from_hf(CONFIG, without)
+    for size, mode in ((336, "shortest_edge_crop"), ({"height": 336, "width": 336}, "squash")):
+        assert mapping_from_hf(CONFIG, without | {"size": size})["image_resize_mode"] == mode
+
+
+@pytest.mark.parametrize("config_class", [LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig])
+def test_the_image_token_has_two_names(config_class):
+    """Whichever a file has, transformers and we read it alike."""
+    for key in ("image_token_index", "image_token_id"):
+        rest = {name: value for name, value in CONFIG.items() if name != "image_token_index"}
+        config = {**rest, "model_type": config_class.model_type, key: 31000}
+        if config_class is LlavaOnevisionConfig:
+            config |= {"vision_feature_select_strategy": "default", "vision_feature_layer": -2}
+            config |= {"image_grid_pinpoints": [[336, 336]]}
+        assert config_class.from_dict(config).image_token_index == 31000
+        assert mapping_from_hf(config, PROCESSOR)["image_token_index"] == 31000
 
 
 def test_mapping_is_plain_data():

@@ -204,6 +204,15 @@ def test_how_videos_were_trained_is_kept(core_process, tmp_path):
         ({"mm_spatial_pool_mode": "sum"}, "--mm-spatial-pool-mode sum"),
         ({"mm_newline_position": "row"}, "--mm-newline-position row"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+        ({"architectures": 5, "model_type": "gemma"}, "architectures 5"),
+        ({"image_aspect_ratio": 5}, "image_aspect_ratio is 5; give a name"),
+        ({"image_aspect_ratio": [["anyres"]]}, "image_aspect_ratio is ['anyres']; give a name"),
+        ({"image_grid_pinpoints": 5}, "image_grid_pinpoints is 5; give a list of pairs"),
+        ({"image_grid_pinpoints": [56, 112]}, "image_grid_pinpoints is [56, 112]; give a list"),
+        ({"image_grid_pinpoints": [["a", "b"]]}, "image_grid_pinpoints is [['a', 'b']]; give"),
+        ({"mm_projector_type": 5}, "mm_projector_type is 5"),
+        ({"mm_vision_select_layer": "-2"}, "mm_vision_select_layer is '-2'"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
     ],
 )
 def test_configurations_that_do_not_fit(core_process, tmp_path, changes, words):
@@ -213,6 +222,25 @@ def test_configurations_that_do_not_fit(core_process, tmp_path, changes, words):
         core_process(import_llava, source, tmp_path / "root", vision_tower=published)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("preprocessor_config.json", "image_mean", 0.5, "image_mean is 0.5; give three numbers"),
+        ("preprocessor_config.json", "image_std", [0.5], "image_std is [0.5]; give three numbers"),
+        ("config.json", "vision_config", 5, "vision_config is 5; give an object"),
+        ("config.json", "num_hidden_layers", "3", "num_hidden_layers is '3'"),
+    ],
+)
+def test_a_tower_folder_that_is_damaged(core_process, tmp_path, name, key, value, words):
+    source, published = write_original(tmp_path, with_tower=False)
+    path = published / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, key: value}))
+    with pytest.raises(ValueError) as caught:
+        core_process(import_llava, source, tmp_path / "root", vision_tower=published)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_missing_is_asked_for(core_process, tmp_path):
