@@ -68,13 +68,14 @@ def all_ranks(make, size, count, state=None):
     return packs, states[0]
 
 
-def test_workers_outlive_a_sigterm_to_every_process(loader):
-    """Slurm sends it to all of them, and the trainer still has a step to end."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_a_signal_to_every_process(loader, number):
+    """Slurm and terminals send it to all of them, and the trainer still has a step to end."""
     others = set(multiprocessing.active_children())
     batches = iter(loader(num_workers=1))
     next(batches)
     (worker,) = set(multiprocessing.active_children()) - others
-    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, number)
     for _ in range(2 * READ_AHEAD):
         next(batches)
     assert worker.is_alive()
