@@ -154,8 +154,9 @@ def _unfit(
     return (
         f"store {name}: sample {first} has {lengths[first]} positions, more than --seq-length "
         f"{capacity} ({len(unfit)} of {len(lengths)} samples have, the longest has "
-        f"{lengths.max()}): raise --seq-length, lower the image resolution, shorten them with "
-        f"--oversize-samples truncate, or leave them out with --max-bad-records {len(unfit)}"
+        f"{lengths.max()}): raise --seq-length, lower the image resolution, shorten their text "
+        "with --oversize-samples truncate (an image is never cut), or leave them out with "
+        f"--max-bad-records {len(unfit)}"
     )
 
 

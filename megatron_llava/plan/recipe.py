@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from megatron_llava.config.rules_model import known
 from megatron_llava.config.run import RunConfig
 from megatron_llava.plan.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One pass over some samples."""
+    """One pass over some samples, or so many steps as --train-iters says."""
 
     samples: int
     samples_per_step: float
@@ -19,13 +20,17 @@ class Recipe:
     warmup: int
     """Of the steps."""
 
+    passes: float | None = None
+    """Over all samples, of the steps of --train-iters; None where neither is known."""
+
 
 def recipe(
     config: RunConfig, world_size: int, workload: Workload, samples: int | None
 ) -> Recipe | None:
     """The steps that one pass takes, the last of them perhaps with fewer samples.
 
-    With --drop-last all steps are whole, and the samples are those of the steps.
+    With --drop-last all steps are whole, and the samples are those of the steps. Steps that
+    --train-iters gives are these, however many passes they are.
 
     Args:
         samples: in place of the store's; None for those, and None is returned without a store.
@@ -35,6 +40,16 @@ def recipe(
     """
     batch = config.global_batch_size(world_size)
     per_step = batch * workload.samples_per_pack
+    if "train_iters" in config.explicit:
+        steps = known(config.training.train_iters)
+        taken, of_a_pass = round(steps * per_step), samples or workload.samples
+        return Recipe(
+            samples=taken,
+            samples_per_step=per_step,
+            steps=steps,
+            warmup=config.optimizer.warmup_iters(steps),
+            passes=taken / of_a_pass if of_a_pass else None,
+        )
     if samples is None:
         if workload.samples is None or workload.packs is None:
             return None

@@ -128,9 +128,10 @@ def _time(layout: Layout, recipe: Recipe | None) -> Iterator[str]:
 
 
 def _recipe(recipe: Recipe) -> Iterator[str]:
+    passes = "" if recipe.passes is None else f", {recipe.passes:.2f} passes over all of them"
     yield (
         f"{recipe.steps:,} steps of {recipe.samples:,} samples at {recipe.samples_per_step:g} a "
-        f"step, {recipe.warmup:,} of them warm-up"
+        f"step{passes}; {recipe.warmup:,} of the steps are warm-up"
     )
 
 

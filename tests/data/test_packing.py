@@ -181,8 +181,9 @@ def test_too_long_samples():
         fitting_samples(lengths, 10, name="s", max_bad_records=1)
     assert str(error.value) == (
         "store s: sample 1 has 12 positions, more than --seq-length 10 (2 of 5 samples have, the "
-        "longest has 12): raise --seq-length, lower the image resolution, shorten them with "
-        "--oversize-samples truncate, or leave them out with --max-bad-records 2"
+        "longest has 12): raise --seq-length, lower the image resolution, shorten their text with "
+        "--oversize-samples truncate (an image is never cut), or leave them out with "
+        "--max-bad-records 2"
     )
     assert fitting_samples(lengths, 10, name="s", max_bad_records=2).tolist() == [0, 2, 4]
     with pytest.raises(ValueError, match="store s: no sample fits into --seq-length 4"):

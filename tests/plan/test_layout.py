@@ -61,7 +61,7 @@ def test_the_adapters_of_a_7b_fit_two_gpus_of_48_gib_with_recomputation():
     steps = recipe(config, 2, workload(config), 474_080)
     assert (steps.samples_per_step, steps.steps, steps.warmup) == (32, 14_815, 445)
     text = report(layout, workload(config).said, steps)
-    assert "14,815 steps of 474,080 samples at 32 a step, 445 of them warm-up" in text
+    assert "14,815 steps of 474,080 samples at 32 a step; 445 of the steps are warm-up" in text
     assert "an image has at most (36) x 576 = 20,736 tokens beside newlines (nobase, " in text
     next_config = planned("llava-onevision-qwen2-7b", seq_length=8192, **FULL)
     other = report(plan_layout(next_config, two(48), workload), "", None)

@@ -52,15 +52,21 @@ def test_the_budget_of_an_image(settings, tiles, base, tokens):
 
 
 def steps_of(
-    *, drop_last: bool, samples: int | None = None, of_store: tuple[int, int] | None = None
-) -> tuple[int, int] | None:
+    *,
+    drop_last: bool,
+    samples: int | None = None,
+    of_store: tuple[int, int] | None = None,
+    **flags: int,
+) -> tuple | None:
     """Steps of 64 packs, of 2.5 samples each, and the samples that they take."""
     one = PackLoad(rows=1, loss_rows=1, text_tokens=1, views=1, features=0)
     workload = Workload(largest=one, sizes=NOTHING, samples_per_pack=2.5, said="")
     if of_store is not None:
         workload = replace(workload, samples=of_store[0], packs=of_store[1])
-    values = {"drop_last": drop_last, "global_batch_size": 64}
+    values = {"drop_last": drop_last, "global_batch_size": 64, **flags}
     found = recipe(RunConfig().with_values(values, "flag"), 1, workload, samples)
+    if found is not None and flags:
+        return found.steps, found.samples, found.passes
     return None if found is None else (found.steps, found.samples)
 
 
@@ -82,3 +88,10 @@ def test_steps_of_a_store_are_those_of_its_packs():
     assert steps_of(drop_last=True, of_store=(998, 384)) == (6, 998)
     # --samples wins.
     assert steps_of(drop_last=True, samples=320, of_store=(998, 384)) == (2, 320)
+
+
+def test_steps_that_are_given_are_not_counted_again():
+    """Of 64 packs of 2.5 samples: 160 each."""
+    assert steps_of(drop_last=False, train_iters=10) == (10, 1600, None)
+    assert steps_of(drop_last=True, samples=3200, train_iters=10) == (10, 1600, 0.5)
+    assert steps_of(drop_last=False, of_store=(800, 320), train_iters=10) == (10, 1600, 2.0)
