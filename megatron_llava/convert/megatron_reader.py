@@ -32,6 +32,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     iteration_directory,
     latest_iteration,
 )
+from megatron_llava.parallel.checkpoint_files import check_stored, read_metadata
 
 VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 # Of a training checkpoint, what is no parameter of the model.
@@ -72,12 +73,7 @@ class MegatronReader:
         with single_process():
             self._places, _ = places(mapping, lora)
         self._reader = FileSystemReader(directory)
-        try:
-            self._metadata = self._reader.read_metadata()
-        except Exception as error:  # pickle raises anything for a file that is none
-            raise CheckpointError(
-                f"{directory}/.metadata: cannot be read ({type(error).__name__})"
-            ) from None
+        self._metadata = read_metadata(directory)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._tensors = {
             key: entry
@@ -107,21 +103,10 @@ class MegatronReader:
                 found[key] = (vocab_size, *found[key][1:])
         check_shapes(str(self.directory), dict(expected), found)
         for key, entry in self._tensors.items():
-            self._check_chunks(key, entry)
-
-    def _check_chunks(self, key: str, entry: TensorStorageMetadata) -> None:
-        """Every chunk is in a file that is long enough."""
-        for chunk in entry.chunks:
-            info = self._metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
-            path = self.directory / info.relative_path if info else None
-            if path is None or not path.is_file():
-                raise CheckpointError(f"{self.directory}: the file of {key} is missing ({path})")
-            assert info is not None
-            if path.stat().st_size < info.offset + info.length:
-                raise CheckpointError(
-                    f"{path}: truncated: {path.stat().st_size} bytes, and {key} ends at "
-                    f"{info.offset + info.length}"
-                )
+            for chunk in entry.chunks:
+                if MetadataIndex(key, chunk.offsets) not in self._metadata.storage_data:
+                    raise CheckpointError(f"{self.directory}: no file is named for {key}")
+        check_stored(self.directory, self._metadata)
 
     def fingerprint(self) -> list[list[str | int]]:
         """What tells this checkpoint from others: name, size and time of its files."""

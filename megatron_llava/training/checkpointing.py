@@ -23,6 +23,7 @@ from megatron_llava.parallel.checkpoint_directory import (
     find_checkpoint,
     iteration_directory,
 )
+from megatron_llava.parallel.checkpoint_files import check_checkpoint
 from megatron_llava.parallel.checkpoint_io import PendingSave, load_sharded, start_save
 from megatron_llava.training.checkpoint_layout import (
     check_optimizer,
@@ -129,11 +130,12 @@ def load_weights(
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
+    directory = _find_whole(root, iteration)
     wanted = held_weights(models) if of_adapters else base_weights(models)
     # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
     for name, part in wanted.items():
         wanted[name] = {k: v for k, v in part.items() if not k.endswith("_extra_state")}
-    fresh = _without_values(root, iteration, wanted, may_lack)
+    fresh = _without_values(directory, wanted, may_lack)
     for part in wanted.values():
         for name in fresh:
             part.pop(name, None)
@@ -143,13 +145,19 @@ def load_weights(
     return fresh
 
 
-def _without_values(
-    root: str, iteration: Iteration, wanted: dict[str, Any], names: Sequence[str]
-) -> list[str]:
-    """Which of the names the models have and the checkpoint does not."""
+def _find_whole(root: str, iteration: Iteration) -> Path:
+    """The folder of a checkpoint of which no file is missing."""
     directory = find_checkpoint(root, iteration)
+    if directory is None:
+        raise CheckpointError(f"{iteration_directory(root, iteration)}: no such checkpoint")
+    check_checkpoint(directory)
+    return directory
+
+
+def _without_values(directory: Path, wanted: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Which of the names the models have and the checkpoint does not."""
     present = [name for name in names if any(name in part for part in wanted.values())]
-    if directory is None or not present:
+    if not present:
         return []
     stored = dist_checkpointing.load_tensors_metadata(str(directory))
     return [name for name in present if name not in stored]
@@ -183,10 +191,7 @@ def load_training_state(
     Raises:
         CheckpointError: the checkpoint does not fit the model, the data or the layout.
     """
-    directory = find_checkpoint(root, iteration)
-    if directory is None:
-        raise CheckpointError(f"{iteration_directory(root, iteration)}: no such checkpoint")
-    common = _common_state(directory)
+    common = _common_state(_find_whole(root, iteration))
     if common["data_fingerprint"] != state.data_fingerprint:
         raise CheckpointError(
             f"{root}: the run at step {iteration} read other data or packed it otherwise (data, "

@@ -237,14 +237,28 @@ def test_a_resume_that_trains_more_is_refused_and_one_of_less_is_not(pool, setup
     assert [step["iteration"] for step in steps] == [4, 5, 6]
 
 
-@pytest.mark.parametrize("content, said", [(None, "is missing"), (b"x" * 9, ".*")])
-def test_a_damaged_checkpoint_is_named(pool, setup, saved, tmp_path, content, said):
+@pytest.mark.parametrize(
+    "name, kept, flag, said",
+    [
+        ("common.pt", 0, "--load", ": common.pt is missing"),
+        ("common.pt", 9, "--load", ": common.pt: "),
+        ("metadata.json", 9, "--load", r"/metadata.json: cannot be read \(JSONDecodeError\)"),
+        (".metadata", 900, "--load", r"/.metadata: cannot be read \(UnpicklingError\)"),
+        (".metadata", 0, "--pretrained-checkpoint", "/.metadata: cannot be read"),
+        ("__0_1.distcp", 0, "--load", r": the file of .* is missing \(__0_1.distcp\)"),
+        ("__0_1.distcp", 900, "--load", "/__0_1.distcp: truncated: 900 bytes, and .* ends at"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(pool, setup, saved, tmp_path, name, kept, flag, said):
     shutil.copytree(saved, tmp_path / "run")
-    file = tmp_path / "run/iter_0000003/common.pt"
-    file.unlink() if content is None else file.write_bytes(content)
-    arguments = [*setup.arguments(steps=6), f"--load={tmp_path / 'run'}"]
-    with pytest.raises(AssertionError, match=f"CheckpointError: .*iter_0000003: common.pt.*{said}"):
-        pool.run(train, arguments)
+    file = tmp_path / "run/iter_0000003" / name
+    content = file.read_bytes()[:kept]
+    file.unlink()
+    if kept:
+        file.write_bytes(content)
+    arguments = [*setup.arguments(steps=6), f"{flag}={tmp_path / 'run'}"]
+    with pytest.raises(AssertionError, match=f"CheckpointError: .*iter_0000003{said}"):
+        pool.run(train, arguments, world_size=2)
 
 
 REFUSED_BUCKETS = [
