@@ -120,6 +120,18 @@ def check_recompute(config: RunConfig) -> None:
                 f"{option} {value} is for --recompute-granularity full, and recomputation is "
                 f"{kind}: drop it, or recompute in full"
             )
+    if (
+        config.parallel.overlap_grad_reduce
+        and recompute.recompute_vision
+        and recompute.granularity == "full"
+        and recompute.vision_views_at_once is not None
+        and "mm_vision_tower" in config.training.mm_tunable_parts
+    ):
+        raise ValueError(
+            "--overlap-grad-reduce counts the gradients of the tower, which come once for each "
+            f"--vision-views-at-once {recompute.vision_views_at_once} of a pack where its layers "
+            "run again (--recompute-vision, --recompute-granularity full): drop one of them"
+        )
     stage = smallest_stage(config)
     layers = recompute.recompute_num_layers
     if layers is not None and layers > stage:

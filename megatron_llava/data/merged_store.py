@@ -64,6 +64,11 @@ def merge_stores(prefix: str | Path, shards: Sequence[str | Path], *, overwrite:
     check_output_prefix(prefix, overwrite)
     if len({Path(shard).resolve() for shard in shards}) != len(shards) or not shards:
         raise ValueError(f"{prefix}: give at least one shard, and none twice")
+    if prefix.resolve() in {Path(shard).resolve() for shard in shards}:
+        raise ValueError(
+            f"{prefix}: is one of the shards, which the merged store would replace; give another "
+            "--output-prefix"
+        )
     opened = []
     for shard in shards:
         if "shards" in read_manifest(manifest_file(shard)):

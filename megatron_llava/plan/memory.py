@@ -170,8 +170,7 @@ def _optimizer_bytes(config: RunConfig) -> float:
         # Of what stays, core keeps the gradient in float32 as well.
         return (main + moments + FLOAT32) * (1 - settings.optimizer_offload_fraction)
     if settings.use_precision_aware_optimizer:
-        # Of a main weight, Transformer Engine keeps the half that bfloat16 lacks.
-        main = 2 if half else _BYTES[settings.main_params_dtype]
+        main = _BYTES[settings.main_params_dtype]
     return main + moments
 
 

@@ -54,6 +54,9 @@ def build_optimizer(config: RunConfig, wrapped: list[DistributedDataParallel]) -
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_param_gather,
         use_precision_aware_optimizer=optimizer.use_precision_aware_optimizer,
+        # Else main weights are int16, the bits that bfloat16 lacks: core gathers them as float32
+        # for a fully reshardable checkpoint, and a resume without the flag would read them as such.
+        store_param_remainders=False,
         main_params_dtype=_DTYPES[optimizer.main_params_dtype],
         exp_avg_dtype=_DTYPES[optimizer.exp_avg_dtype],
         exp_avg_sq_dtype=_DTYPES[optimizer.exp_avg_sq_dtype],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_llava.config.model_yaml import fill_model_from, fill_named_model
-from megatron_llava.config.run import RunConfig
-from megatron_llava.config.yaml_file import read_yaml_mapping
+from megatron_llava.config.model_yaml import MODEL_GROUPS, fill_model_from, fill_named_model
+from megatron_llava.config.run import RunConfig, all_fields
+from megatron_llava.config.yaml_file import field_values, read_yaml_mapping
 from megatron_llava.convert.hf_start import hf_model_fields
 from megatron_llava.parallel.adapter_record import (
     AdapterRecord,
@@ -25,6 +25,8 @@ from megatron_llava.parallel.checkpoint_directory import (
     find_checkpoint,
     latest_iteration,
 )
+
+_LAYERS, _FRAMES = "temporal_encoder_layers", "temporal_encoder_max_frames"
 
 
 def starting_checkpoint(config: RunConfig) -> tuple[str, Iteration] | None:
@@ -194,4 +196,21 @@ def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
     if start[1] == HF:
         return fill_model_from(config, *hf_model_fields(start[0]))
     path = Path(start[0]) / MODEL_YAML
-    return fill_model_from(config, read_yaml_mapping(str(path)), str(path))
+    filled = fill_model_from(config, read_yaml_mapping(str(path)), str(path))
+    if resumes(config, start):
+        _check_additions(filled, path)
+    return filled
+
+
+def _check_additions(config: RunConfig, path: Path) -> None:
+    """A resumed run goes on with the parameters that it has trained, and with no others."""
+    before = field_values(read_yaml_mapping(str(path)), str(path), MODEL_GROUPS)
+    for name in ("cross_image_attention", _LAYERS, _FRAMES):
+        spec = all_fields()[name]
+        then, now = before.get(name, spec.default), config.get(name)
+        if then != now and (name != _FRAMES or config.get(_LAYERS)):
+            raise ValueError(
+                f"{spec.option} is {now}, and {path} says {then}: a resumed run goes on with the "
+                "parameters that it has; drop the flag, or start over from the weights with "
+                "--finetune"
+            )

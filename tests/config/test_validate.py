@@ -186,6 +186,16 @@ REFUSED = [
     ),
     ({"recompute_vision": True}, 1, "--recompute-vision|--recompute-granularity"),
     (
+        {
+            **FULL,
+            "recompute_vision": True,
+            "vision_views_at_once": 2,
+            "overlap_grad_reduce": True,
+        },
+        1,
+        "--overlap-grad-reduce|--vision-views-at-once 2|--recompute-vision",
+    ),
+    (
         {"decoder_first_pipeline_num_layers": 1},
         1,
         "--decoder-first-pipeline-num-layers 1|--pipeline-model-parallel-size 2 or more",

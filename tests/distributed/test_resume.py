@@ -237,6 +237,19 @@ def test_a_resume_that_trains_more_is_refused_and_one_of_less_is_not(pool, setup
     assert [step["iteration"] for step in steps] == [4, 5, 6]
 
 
+def test_a_resume_finds_what_was_added_by_itself(pool, setup, tmp_path):
+    """The flags are those of the first start; the saved model knows what it has."""
+    added = ("--cross-image-attention", "--temporal-encoder-layers=1", "--mm-projector-lr=5e-3")
+    expected = pool.run(train, setup.arguments(*added, steps=6))[0]["steps"]
+    start(pool, setup.arguments(*added, steps=6), tmp_path / "run")
+    for flags in (added, added[-1:]):
+        arguments = [*setup.arguments(*flags, steps=6), *elsewhere(tmp_path / "run", tmp_path)]
+        assert pool.run(train, arguments)[0]["steps"] == expected[3:]
+    arguments = setup.arguments("--no-cross-image-attention", *added[-1:], steps=6)
+    with pytest.raises(AssertionError, match="--cross-image-attention is False, and .* says True"):
+        pool.run(train, [*arguments, *elsewhere(tmp_path / "run", tmp_path)])
+
+
 @pytest.mark.parametrize(
     "name, kept, flag, said",
     [

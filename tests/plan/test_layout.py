@@ -215,8 +215,9 @@ def test_optimizer_state_shrinks_by_its_types_and_by_what_the_host_holds():
 
     plain, aware = optimizer(), {"use_precision_aware_optimizer": True}
     parameters = plain // 12
-    assert optimizer(**aware) == parameters * (2 + 4 + 4)
-    assert optimizer(**aware, exp_avg_dtype="bf16", exp_avg_sq_dtype="fp8") == parameters * 5
+    assert optimizer(**aware) == parameters * (4 + 4 + 4)
+    small = {"main_params_dtype": "fp16", "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "fp8"}
+    assert optimizer(**aware, **small) == parameters * (2 + 2 + 1)
     assert optimizer(**aware, optimizer_cpu_offload=True) == 0
     half = optimizer(**aware, optimizer_cpu_offload=True, optimizer_offload_fraction=0.5)
     assert half == parameters * 8

@@ -1,7 +1,10 @@
 """Which checkpoint a run starts from, and the one-line errors on the way."""
 
+import re
+
 import pytest
 
+from megatron_llava.config.model_yaml import model_to_yaml
 from megatron_llava.config.run import RunConfig
 from megatron_llava.training.start import (
     architecture_from_checkpoint,
@@ -152,6 +155,38 @@ def test_a_flag_that_contradicts_the_weights_is_an_error(run):
     message = error_of(config_of(load=run, num_layers=4), architecture_from_checkpoint)
     assert "--num-layers 4" in message and "num_layers 2" in message
     assert f"{run}/model.yaml" in message
+
+
+ENCODER = {"temporal_encoder_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"cross_image_attention": True}, "--cross-image-attention is True, and .* says False"),
+        (
+            {"cross_image_attention": True},
+            {"cross_image_attention": False},
+            "is False, and .* True",
+        ),
+        ({}, ENCODER, "--temporal-encoder-layers is 2, and .*/model.yaml says 0: a resumed run"),
+        (ENCODER, {"temporal_encoder_layers": 1}, "is 1, and .* says 2"),
+        (ENCODER, {"temporal_encoder_max_frames": 8}, "max-frames is 8, and .* says 32"),
+        ({}, {"temporal_encoder_max_frames": 8}, None),
+        (ENCODER, ENCODER, None),
+        (ENCODER, {}, None),
+    ],
+)
+def test_a_resumed_run_keeps_the_parameters_that_were_added(tmp_path, before, now, said):
+    root = make_root(tmp_path / "run", "10", "iter_0000010")
+    (tmp_path / "run" / "model.yaml").write_text(model_to_yaml(config_of(**before)))
+    if said is not None:
+        message = error_of(config_of(load=root, **now), architecture_from_checkpoint)
+        assert re.search(said, message) and "--finetune" in message
+    else:
+        architecture_from_checkpoint(config_of(load=root, **now))
+    architecture_from_checkpoint(config_of(load=root, finetune=True, **now))
+    architecture_from_checkpoint(config_of(pretrained_checkpoint=root, **now))
 
 
 def test_a_checkpoint_without_its_architecture_is_an_error(tmp_path):
