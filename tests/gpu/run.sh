@@ -1,30 +1,42 @@
 #!/usr/bin/env bash
 # Everything that waits for a GPU, on a machine where the package and its needs can be imported.
 #
-#   bash tests/gpu/run.sh OUTPUT_FOLDER
+#   bash tests/gpu/run.sh OUTPUT_FOLDER [STEP...]
 #
-# Tests first, then benchmarks, whose tables go to the output folder. Goes on after a failure and
-# says at the end what failed.
+# Without steps, all of them, the unseen first; each takes at most ten minutes, which is what one
+# call of some machines may last. Tables of benchmarks and all that is said go to the output folder.
+# Goes on after a failure and says at the end what failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 output="$1"
+shift
+mkdir -p "$output"
+wanted="$*"
 failed=()
 step() {
-    local name="$1"
-    shift
+    local name="$1" seconds="$2"
+    shift 2
+    [[ -z "$wanted" || " $wanted " = *" $name "* ]] || return 0
     echo "== $name: $*"
     local start=$SECONDS
-    "$@" 2>&1 | tee "$output/$name.log"
+    timeout "$seconds" "$@" 2>&1 | tee "$output/$name.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed+=("$name")
     echo "== $name took $((SECONDS - start)) s"
 }
-step kernels timeout 180 python3 -m pytest -q -m gpu tests/gpu/test_kernels.py tests/vision/test_tiles.py
-step four_bit timeout 100 python3 -m pytest -q -m gpu tests/gpu/test_four_bit.py
-step model timeout 100 python3 -m pytest -q -m gpu tests/gpu/test_model.py
+tests() {
+    local name="$1" seconds="$2"
+    shift 2
+    step "$name" "$seconds" python3 -m pytest -v --durations=5 -p no:cacheprovider -m gpu "$@"
+}
+tests fp8 580 tests/gpu/test_cuda.py -k "fp8 or transformer_engine"
+tests optimizers 580 tests/gpu/test_cuda.py -k "precision or resumes"
+tests training 580 tests/gpu/test_cuda.py \
+    -k "not (fp8 or transformer_engine or precision or resumes)"
+tests model 150 tests/gpu/test_model.py tests/gpu/test_loader.py tests/gpu/test_four_bit.py
+tests kernels 200 tests/gpu/test_kernels.py tests/vision/test_tiles.py
 for dtype in bfloat16 float32; do
-    step "visual_pack_$dtype" timeout 100 python3 benchmarks/visual_pack.py --device cuda \
+    step "visual_pack_$dtype" 120 python3 benchmarks/visual_pack.py --device cuda \
         --dtype "$dtype" --tokens 8192 32768 --output "$output/visual_pack_$dtype.md"
 done
-step training timeout 600 python3 -m pytest -q -m gpu tests/gpu/test_cuda.py
 echo "failed: ${failed[*]:-nothing}"
 [ "${#failed[@]}" = 0 ]
