@@ -78,6 +78,8 @@ def _caption(raw: Any, source: str, key: str | None) -> str:
         content = json.loads(raw) if isinstance(raw, bytes) else raw
     except ValueError as error:
         raise ValueError(f"{source}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: not valid JSON: nested too deeply") from None
     if not isinstance(content, dict) or not isinstance(content.get(key), str):
         raise ValueError(f"{source}: expected an object with a string {key!r} (--caption-key)")
     return str(content[key])

@@ -74,7 +74,7 @@ def read_entries(path: Path) -> list[str]:
         entries = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except OSError as error:
         raise ValueError(f"--entries {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--entries {path}: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"--entries {path}: expected a list of at least one entry")

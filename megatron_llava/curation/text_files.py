@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -46,7 +47,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield f"{path}:{number}", _decoded(line, f"{path}:{number}")
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged: {error}") from None
 
 
@@ -95,6 +96,10 @@ def _text_field(line: str, where: str) -> str:
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid JSON: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("text"), str):
         raise ValueError(f"{where}: expected an object with a string 'text'")
     return str(content["text"])

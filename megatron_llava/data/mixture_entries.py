@@ -11,7 +11,12 @@ from typing import Any
 import yaml
 
 from megatron_llava.data.mixture import expand_braces
-from megatron_llava.data.sampling import taken_records, weighted_number
+from megatron_llava.data.sampling import (
+    check_strategy,
+    check_weight,
+    taken_records,
+    weighted_number,
+)
 
 _KEYS = ("json_path", "sampling_strategy", "weight", "records", "about")
 ABOUT_TOLERANCE = 0.05
@@ -50,6 +55,8 @@ class Entry:
         Raises:
             ValueError: one line: a strategy or weight that cannot be used.
         """
+        check_strategy(self.strategy, self.where)
+        check_weight(self.weight, self.where)
         number = self.about if self.records is None else self.records
         # A strategy applies to each source on its own, and only their sum is known.
         if number is None or (len(self.names) > 1 and self.strategy != "all"):

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_llava.data.image_source import FileSlice, ImageBytes, ImageSource
 from megatron_llava.data.mixture import Chosen, Mixture, expand_braces
 from megatron_llava.data.mixture_entries import Entry, missing_sources, read_entries
 from megatron_llava.data.records import parse_record
@@ -96,8 +97,17 @@ def _beginning(file: Source) -> str:
     digest = hashlib.sha256()
     for source, raw in file.chosen(wanted):
         try:
-            turns: Any = parse_record(raw, source).turns
+            record = parse_record(raw, source)
         except ValueError:  # preprocessing says so
-            turns = raw if isinstance(raw, bytes) else repr(raw)
-        digest.update(repr(turns).encode("utf-8", "surrogatepass"))
+            content: Any = raw if isinstance(raw, bytes) else repr(raw)
+        else:
+            content = record.turns, [*map(_told, (*record.images, *record.videos))]
+        digest.update(repr(content).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _told(image: ImageSource) -> str | bytes | tuple[str, int]:
+    """What tells an image from others, wherever its file lies."""
+    if isinstance(image, FileSlice):
+        return image.name, image.size
+    return hashlib.sha256(image.data).digest() if isinstance(image, ImageBytes) else image

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-_STRATEGY = re.compile(r"(first|end|random):([0-9]+)(%?)")
+_MOST_PASSES = 2**31
+_STRATEGY = re.compile(r"(first|end|random):([0-9]{1,18})(%?)")
 
 
 def taken_records(records: int, strategy: Any, where: str) -> int:
@@ -22,14 +23,11 @@ def taken_records(records: int, strategy: Any, where: str) -> int:
     Raises:
         ValueError: an unknown strategy; more records than there are; none.
     """
+    check_strategy(strategy, where)
     if strategy == "all":
         return records
     match = _STRATEGY.fullmatch(str(strategy))
-    if match is None:
-        raise ValueError(
-            f"{where}: sampling_strategy {strategy!r}: expected all, first:N, end:N or random:N, "
-            "N a number of records or a percentage such as 10%"
-        )
+    assert match is not None
     number, percent = int(match[2]), match[3]
     count = math.ceil(number * records / 100) if percent else number
     if not 0 < count <= records:
@@ -37,6 +35,15 @@ def taken_records(records: int, strategy: Any, where: str) -> int:
             f"{where}: sampling_strategy {strategy!r} takes {count} of {records} records"
         )
     return count
+
+
+def check_strategy(strategy: Any, where: str) -> None:
+    """Raise ValueError for a strategy of no known kind."""
+    if strategy != "all" and _STRATEGY.fullmatch(str(strategy)) is None:
+        raise ValueError(
+            f"{where}: sampling_strategy {strategy!r:.60}: expected all, first:N, end:N or "
+            "random:N, N a number of records or a percentage such as 10%"
+        )
 
 
 def chosen_counts(records: int, strategy: Any, seed: int, where: str) -> np.ndarray:
@@ -79,10 +86,18 @@ def weighted_counts(
     return result
 
 
+def check_weight(weight: Any, where: str) -> None:
+    """Raise ValueError for a weight that is no number of passes."""
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight < _MOST_PASSES:
+        raise ValueError(
+            f"{where}: weight {weight!r:.60}: expected a number above 0 and below {_MOST_PASSES:,}"
+        )
+
+
 def _passes(records: int, weight: Any, where: str) -> tuple[int, int]:
     """Whole passes over so many records, and the records of the rest."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-        raise ValueError(f"{where}: weight {weight!r}: expected a number above 0")
+    check_weight(weight, where)
     whole = math.floor(weight)
     return whole, round((weight - whole) * records)
 

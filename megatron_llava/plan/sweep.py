@@ -65,12 +65,14 @@ def read_sweep(path: Path, given: Mapping[str, str]) -> Sweep:
     for key in ("command", "axes"):
         if not content.get(key):
             raise ValueError(f"{path}: has no {key}")
+    if not isinstance(content["command"], str):
+        raise ValueError(f"{path}: command: expected one text, found {content['command']!r:.60}")
     variables = _mapping(content.get("variables"), f"{path}: variables")
     for name in given:
         if name not in variables:
             known = f"use {', '.join(map(str, variables))}" if variables else "it has none"
             raise ValueError(f"--set {name}: {path} has no such variable; {known}")
-    shared = _mapping(content.get("flags"), f"{path}: flags")
+    shared = _spelled(_mapping(content.get("flags"), f"{path}: flags"), f"{path}: flags")
     axes = {
         str(axis): _axis(str(axis), values, path)
         for axis, values in _mapping(content["axes"], f"{path}: axes").items()
@@ -123,12 +125,23 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     return value
 
 
+def _spelled(flags: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Flags as a command line has them, so that `min_lr` and `min-lr` are one."""
+    spelled: dict[str, Any] = {}
+    for flag, value in flags.items():
+        name = str(flag).replace("_", "-")
+        if name in spelled:
+            raise ValueError(f"{where}: {name} is given twice")
+        spelled[name] = value
+    return spelled
+
+
 def _axis(axis: str, values: Any, path: Path) -> dict[str, dict[str, Any]]:
     """The flags of each value: a list is of values of the flag that the axis is named after."""
     if isinstance(values, list):
         values = {str(value): {axis: value} for value in values}
     found = {
-        str(name): _mapping(flags, f"{path}: {axis}: {name}")
+        str(name): _spelled(_mapping(flags, f"{path}: {axis}: {name}"), f"{path}: {axis}: {name}")
         for name, flags in _mapping(values, f"{path}: {axis}").items()
     }
     if not found:
@@ -154,15 +167,14 @@ def _joined(parts: Iterator[dict[str, Any]], where: str) -> dict[str, Any]:
 
 def _arguments(flags: Mapping[str, Any], texts: Mapping[str, str], where: str) -> Iterator[str]:
     for flag, value in flags.items():
-        name = str(flag).replace("_", "-")
         if value is None:
             continue  # an axis takes a flag of all runs away
         if isinstance(value, bool):
-            yield f"--{name}" if value else f"--no-{name}"
+            yield f"--{flag}" if value else f"--no-{flag}"
         else:
             items = value if isinstance(value, list) else [value]
             text = _filled(",".join(map(str, items)), texts, f"{where}: {flag}")
-            yield f"--{name}={text}"
+            yield f"--{flag}={text}"
 
 
 def _filled(text: str, texts: Mapping[str, str], where: str) -> str:

@@ -151,6 +151,10 @@ def test_a_text_file_of_lemmas(files):
         ({"corpus": ("bad/b.jsonl",)}, "bad/b.jsonl:1: not valid JSON"),
         ({"corpus": ("bad/a.txt",)}, "bad/a.txt:1: not valid UTF-8 at byte 1"),
         ({"corpus": ("bad/a.txt.gz",)}, "bad/a.txt.gz: damaged"),
+        ({"corpus": ("bad/b.txt.gz",)}, "bad/b.txt.gz: damaged"),
+        ({"corpus": ("bad/c.jsonl",)}, "bad/c.jsonl:1: not valid JSON: nested too deeply"),
+        ({"corpus": ("bad/d.jsonl",)}, "bad/d.jsonl:1: not valid JSON: Exceeds the limit"),
+        ({"titles": ("bad/t.tsv",)}, "bad/t.tsv:1: expected a title, a tab and a number"),
         ({"corpus": ("bad/a.parquet",)}, "bad/a.parquet: has no column 'text'"),
         ({"corpus": ("bad/b.parquet",)}, "bad/b.parquet: "),
         ({"titles": ("a.txt",)}, "a.txt:1: expected a title, a tab and a number"),
@@ -171,6 +175,12 @@ def test_errors_are_one_line_and_leave_nothing(files, monkeypatch, changes, mess
     (bad / "b.jsonl").write_text("{\n")
     (bad / "a.txt").write_bytes(b"a\xff\n")
     (bad / "a.txt.gz").write_bytes(gzip.compress(b"a b c d e f g\n" * 99)[:-9])
+    damaged = bytearray(gzip.compress(bytes(range(256)) * 99))
+    damaged[20:40] = b"\xff" * 20
+    (bad / "b.txt.gz").write_bytes(damaged)
+    (bad / "c.jsonl").write_text("[" * 10**5 + "\n")
+    (bad / "d.jsonl").write_text(f'{{"text": {"9" * 5000}}}\n')
+    (bad / "t.tsv").write_text(f"cat\t{'9' * 5000}\n")
     pa.parquet.write_table(pa.table({"id": [0]}), bad / "a.parquet")
     (bad / "b.parquet").write_bytes(b"nothing")
     (bad / "there.json").write_text("[]")

@@ -120,6 +120,8 @@ def test_weights_repeat_whole_and_in_part(tmp_path):
         ({"sampling_strategy": "random:101%"}, "takes 5 of 4 records"),
         ({"weight": 0}, "weight 0: expected a number above 0"),
         ({"weight": "two"}, "weight 'two'"),
+        ({"weight": float("inf")}, "weight inf: expected a number above 0 and below"),
+        ({"weight": float("nan")}, "weight nan"),
         ({"json_file": "x"}, "unknown key 'json_file'; known: json_path"),
         ({"json_path": 3}, "expected an object with a 'json_path'"),
         ({"json_path": "/absent.json"}, "1 of 2 are no such file or folder below"),
@@ -241,6 +243,10 @@ def test_a_check_reads_nothing(tmp_path):
     )
     path.write_text("datasets: [{json_path: e}]")
     assert check_mixture(path, tmp_path).expected == "no number of records given"
+    for wrong in ("weight: -1", "weight: .inf", "weight: '2'", "sampling_strategy: '10%'"):
+        path.write_text(f"datasets: [{{json_path: e, {wrong}}}]")
+        with pytest.raises(ValueError, match=r"m\.yaml.*: expected"):
+            check_mixture(path, tmp_path)
     path.write_text("datasets: [{json_path: e, records: 4, sampling_strategy: 'end:5'}]")
     with pytest.raises(ValueError, match="takes 5 of 4 records"):
         check_mixture(path, tmp_path)
@@ -256,3 +262,16 @@ def test_two_names_for_the_same_records(tmp_path):
     # The same file for two strategies is meant.
     two = [entries[0] | {"sampling_strategy": s} for s in ("first:3", "end:3")]
     assert len(mixture(tmp_path, *two)) == 6
+
+
+def test_the_same_questions_about_other_images_are_no_clash(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+    entries = []
+    for name in ("a", "b"):
+        records = [
+            {"id": f"{name}{i}", "image": f"{name}{i}.png", "conversations": turns}
+            for i in range(5)
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+        entries.append({"json_path": str(tmp_path / f"{name}.json")})
+    assert len(mixture(tmp_path, *entries)) == 10

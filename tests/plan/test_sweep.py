@@ -96,8 +96,8 @@ def test_axes_variables_and_kinds_of_flags(tmp_path):
         tmp_path,
         "command: 'prog -m \"a b\" $where'\n"
         "variables: {where: here}\n"
-        "flags: {save: $where/$run, bf16: true, log: no, off: 1, parts: [x, y], price: $$5}\n"
-        "axes:\n  lr: [1e-5, 0.5]\n  size: {s: {layers: 2}, m: {layers: 4, off: null}}\n",
+        "flags: {save: $where/$run, bf16: true, log: no, t-off: 1, parts: [x, y], price: $$5}\n"
+        "axes:\n  lr: [1e-5, 0.5]\n  size: {s: {layers: 2}, m: {layers: 4, t_off: null}}\n",
         where="there",
     )
     assert [run.name for run in found.runs] == ["1e-5_s", "1e-5_m", "0.5_s", "0.5_m"]
@@ -119,6 +119,12 @@ def test_axes_variables_and_kinds_of_flags(tmp_path):
         ("command: a\naxes: {x: {b: 3}}\n", "x: b: expected names with values, found 3"),
         ("command: a\naxes: {x: [a/b]}\n", "'a/b' cannot be part of a run's name"),
         ("command: a\naxes: {x: {p: {lr: 1}}, y: {q: {lr: 2}}}\n", "run p_q: two axes set lr"),
+        (
+            "command: a\naxes: {x: {p: {min_lr: 1}}, y: {q: {min-lr: 2}}}\n",
+            "run p_q: two axes set min-lr",
+        ),
+        ("command: a\naxes: {x: [1]}\nflags: {a_b: 1, a-b: 2}\n", "flags: a-b is given twice"),
+        ("command: [a, b]\naxes: {x: [1]}\n", "command: expected one text, found ['a', 'b']"),
         ("command: a $b\naxes: {x: [1]}\n", "command: 'a $b' names what is none of $run"),
         ("command: a\naxes: {x: [1]}\nflags: {f: $}\n", "run 1: f: '$' names what is none of"),
     ],
