@@ -59,6 +59,7 @@ def optimizer_kind(
         "trained_parts": _trained_parts(models),
         "lr_multiples": lr_multiples(optimizer),
         "buffers": _buffers(optimizer, models) if _is_distributed(optimizer) else None,
+        "padding_placed": True,
     }
 
 
@@ -124,7 +125,13 @@ def check_optimizer(
                 f"{where} was saved {had} {flag} and the run is {has} it, which stores other "
                 f"optimizer state: resume {had} {flag}, {otherwise}"
             )
-    if now["distributed"] and saved["optimizer_sharding"] != "fully_reshardable":
+    reshardable = saved["optimizer_sharding"] == "fully_reshardable"
+    if reshardable and "padding_placed" not in before:
+        raise CheckpointError(
+            f"{where} was saved by an older version, which mixed up the optimizer state of "
+            "neighbours where --overlap-grad-reduce had several buckets: use --no-load-optim"
+        )
+    if now["distributed"] and not reshardable:
         _check_buffers(where, saved, layout(models), before["buffers"] == now["buffers"])
         check_shares_can_be_saved(optimizer)
 

@@ -25,6 +25,7 @@ from megatron_llava.parallel.checkpoint_directory import (
 )
 from megatron_llava.parallel.checkpoint_files import check_checkpoint
 from megatron_llava.parallel.checkpoint_io import PendingSave, load_sharded, start_save
+from megatron_llava.training.bucket_padding import without_core_warning
 from megatron_llava.training.checkpoint_layout import (
     check_optimizer,
     described,
@@ -36,6 +37,7 @@ from megatron_llava.training.optimizer_state import (
     allocate_adam_state,
     load_optimizer,
     optimizer_metadata,
+    saved_optimizer,
 )
 
 
@@ -95,9 +97,7 @@ def save_training_state(
         allocate_adam_state(state.optimizer, state.iteration)
         sharding = "fully_reshardable" if fully_reshardable else "dp_reshardable"
         content["optimizer_sharding"] = sharding
-        content["optimizer"] = state.optimizer.sharded_state_dict(
-            models, is_loading=False, metadata=optimizer_metadata(sharding)
-        )
+        content["optimizer"] = saved_optimizer(state.optimizer, models, sharding)
         content["opt_param_scheduler"] = state.scheduler.state_dict()
     return start_save(
         root,
@@ -208,7 +208,7 @@ def load_training_state(
     content: dict[str, Any] = dict(models)
     if with_optimizer and state.optimizer is not None:
         allocate_adam_state(state.optimizer)
-        with torch.no_grad():
+        with torch.no_grad(), without_core_warning():
             content["optimizer"] = state.optimizer.sharded_state_dict(
                 models,
                 is_loading=True,

@@ -16,6 +16,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from megatron_llava.parallel.agreement import failure
+from megatron_llava.training.bucket_padding import place_gathered, without_core_warning
 
 
 def lr_multiples(optimizer: MegatronOptimizer | None) -> list[float]:
@@ -117,12 +118,14 @@ def _allocate_hybrid_state(adam: HybridDeviceOptimizer) -> None:
 def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
     """Load core's optimizer with torch's Adam inside, whose step count core does not handle."""
     parts = optimizer_parts(optimizer)
+    contents = _of_parts(parts, loaded)
     settings = [_settings(group) for adam in _adams(optimizer) for group in adam.param_groups]
-    contents = [loaded] if len(parts) == 1 else [loaded[i] for i in range(len(parts))]
     moments = []
     for part, content in zip(parts, contents, strict=True):
         _count_from_zero(content)
         _fill_in_nothing(part, content)
+        if part.config.use_precision_aware_optimizer:
+            _hide_marks(content)
         reshardable = content.get("param_state_sharding_type") == "fully_reshardable"
         moments.append(content.pop("param_state") if reshardable else None)
     optimizer.load_state_dict(loaded)
@@ -140,6 +143,42 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     groups = [group for adam in _adams(optimizer) for group in adam.param_groups]
     for group, setting in zip(groups, settings, strict=True):
         group.update(setting)
+
+
+def saved_optimizer(
+    optimizer: MegatronOptimizer, models: dict[str, Any], sharding: str
+) -> dict[str, Any]:
+    """Core's sharded state of an optimizer, to be saved; the caller has given Adam its state."""
+    with without_core_warning():
+        state: dict[str, Any] = optimizer.sharded_state_dict(
+            models, is_loading=False, metadata=optimizer_metadata(sharding)
+        )
+    parts = optimizer_parts(optimizer)
+    for part, content in zip(parts, _of_parts(parts, state), strict=True):
+        place_gathered(part, content)
+    return state
+
+
+def _of_parts(parts: Sequence[MegatronOptimizer], state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The state of each of core's optimizers in that of their chain."""
+    return [state] if len(parts) == 1 else [state[number] for number in range(len(parts))]
+
+
+class _Unmarked(dict[str, Any]):
+    """A parameter's state without core's mark of padding among its items."""
+
+    def items(self) -> Any:
+        return {name: value for name, value in super().items() if name != "padding"}.items()
+
+
+def _hide_marks(content: dict[str, Any]) -> None:
+    """Core hands all items of a share of a bucket to Transformer Engine's Adam, its own mark among
+    them, which is no tensor."""
+    if content.get("param_state_sharding_type") != "dp_reshardable":
+        return
+    for buffer in content["param_state"].values():
+        for buckets in buffer.values() if isinstance(buffer, dict) else ():
+            buckets[:] = [[_Unmarked(share) for share in bucket] for bucket in buckets]
 
 
 def _count_from_zero(content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from checkpoint_jobs import save_on_full_disk
 from distributed_jobs import train, train_until_disk_is_full, train_without_room
 
@@ -181,6 +182,29 @@ def test_a_stage_where_everything_is_frozen_saves_and_resumes(
     start(pool, [*arguments, *more], tmp_path, 2)
     resumed = pool.run(train, [*arguments, *saving(tmp_path, *more)], world_size=2)[0]["steps"]
     assert resumed == expected[3:]
+
+
+def test_padding_between_buckets_moves_nothing_that_is_saved(pool, setup, tmp_path):
+    """Core slices what it gathers as if that padding were in it: main weights of neighbours."""
+    many = [*OVERLAPS, "--ddp-bucket-size=5000", *MODULE_RATES]
+    arguments = setup.arguments(*many, steps=6)
+    expected = pool.run(train, arguments, world_size=4)[0]["steps"]
+    reshardable = "--dist-ckpt-optim-fully-reshardable"
+    start(pool, [*arguments, reshardable], tmp_path / "run", 4)
+    again = [*arguments, *elsewhere(tmp_path / "run", tmp_path), reshardable]
+    assert pool.run(train, again, world_size=4)[0]["steps"] == expected[3:]
+    one = setup.arguments(*DISTRIBUTED, *MODULE_RATES, steps=6)
+    steps = pool.run(train, [*one, *elsewhere(tmp_path / "run", tmp_path)])[0]["steps"]
+    for found, wanted in zip(steps, expected[3:], strict=True):
+        assert found["lm loss"] == pytest.approx(wanted["lm loss"], rel=1e-4)
+        assert found["grad norm"] == pytest.approx(wanted["grad norm"], rel=1e-3)
+    # Of a version that did not put it right, nothing says which numbers are wrong.
+    path = tmp_path / "run/iter_0000003/common.pt"
+    common = torch.load(path, weights_only=False)
+    del common["optimizer_kind"]["padding_placed"]
+    torch.save(common, path)
+    with pytest.raises(AssertionError, match="which mixed up the optimizer state of neighbours"):
+        pool.run(train, [*one, *elsewhere(tmp_path / "run", tmp_path)])
 
 
 @pytest.mark.parametrize("model", ["dinov2", "aimv2-native"])
