@@ -198,9 +198,9 @@ def train_until_writer_dies(
         if dist.get_rank() == rank:
             writer = next(p for p in active_children() if type(p).__name__ == "ForkProcess")
             victim = psutil.Process(writer.pid)
-            if helper:
-                victim = victim.children()[0]
-            victim.kill()
+            while helper and not victim.children():
+                time.sleep(0.01)  # the writer has just been forked
+            (victim.children()[0] if helper else victim).kill()
         else:
             gate.touch()
 
