@@ -98,6 +98,7 @@ def prepare(config: RunConfig) -> RunConfig:
     from megatron_llava.ops.four_bit import check_bitsandbytes
     from megatron_llava.platform.device import (
         check_compiler,
+        check_flash_attention,
         check_fp8_device,
         check_precision_aware_optimizer,
         check_tf32,
@@ -116,14 +117,15 @@ def prepare(config: RunConfig) -> RunConfig:
     check_transformer_impl(config.parallel.transformer_impl)
     config = architecture_from_checkpoint(config)
     validate(config, world_size())
-    precision = config.precision
+    parallel, precision = config.parallel, config.precision
+    check_flash_attention(parallel.transformer_impl, parallel.attention_backend)
     if precision.fp8_format is not None and not precision.fp8_emulation:
         check_fp8_device(device, precision.fp8_recipe)
     if precision.tf32:
         check_tf32(device)
     if config.optimizer.use_precision_aware_optimizer:
         check_precision_aware_optimizer()
-    if config.parallel.torch_compile:
+    if parallel.torch_compile:
         check_compiler(device)
     check_wandb(config)
     check_bitsandbytes(config.lora)

@@ -39,9 +39,41 @@ def check_fp8(config: RunConfig) -> None:
         )
     if not precision.bf16:
         raise ValueError(f"{fp8} needs --bf16: add it")
+    if parallel.device == "cuda":
+        _check_sizes(config, fp8)
     _check_adapters(config, fp8)
     _check_delayed(precision)
     _check_layers(config)
+
+
+def _check_sizes(config: RunConfig, fp8: str) -> None:
+    """Both sides of every product on a GPU are multiples of 16; what is gathered in blocks, of 128.
+
+    Source: Transformer Engine's assert_dim_for_fp8_exec and Float8BlockQuantizer.is_quantizable.
+    """
+    language, parallel = config.language, config.parallel
+    tensor, hidden = parallel.tensor_model_parallel_size, known(language.hidden_size)
+    heads = known(language.num_attention_heads)
+    channels = language.kv_channels or hidden // heads
+    groups = language.num_query_groups or heads
+    sizes = {
+        "--hidden-size": hidden,
+        "--ffn-hidden-size": known(language.ffn_hidden_size) // tensor,
+        "the queries": heads * channels // tensor,
+        "queries, keys and values": (heads + 2 * groups) * channels // tensor,
+    }
+    for name, size in sizes.items():
+        if size % 16:
+            raise ValueError(
+                f"{fp8} needs sizes that are multiples of 16 on a rank, and {name} have {size} of "
+                f"--tensor-model-parallel-size {tensor}: give another layout, or drop it"
+            )
+    gathered = config.precision.fp8_recipe == "blockwise" and parallel.sequence_parallel
+    if gathered and tensor > 1 and hidden % 128:
+        raise ValueError(
+            f"--fp8-recipe blockwise with --sequence-parallel needs a multiple of 128, and "
+            f"--hidden-size is {hidden}: give tensorwise or delayed"
+        )
 
 
 def _check_adapters(config: RunConfig, fp8: str) -> None:

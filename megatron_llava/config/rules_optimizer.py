@@ -41,6 +41,11 @@ def _check_precision_aware(config: RunConfig) -> None:
         raise ValueError(
             f"{flag} needs a GPU, and --device is cpu: drop it, or run on --device cuda"
         )
+    if config.precision.fp16 and not config.precision.reduce_grads_in_fp32:
+        raise ValueError(
+            f"{flag} with --fp16 takes no gradients in float16: add "
+            "--accumulate-allreduce-grads-in-fp32"
+        )
 
 
 def _check_offload(config: RunConfig) -> None:
@@ -58,6 +63,11 @@ def _check_offload(config: RunConfig) -> None:
                 "host is float32; drop one"
             )
     fraction = optimizer.optimizer_offload_fraction
+    if optimizer.overlap_cpu_optimizer_d2h_h2d and config.precision.grad_reduce_in_bf16:
+        raise ValueError(
+            "--overlap-cpu-optimizer-d2h-h2d with --grad-reduce-in-bf16: core updates what is on "
+            "the GPU before the copies of its gradients are made; drop one"
+        )
     if not 0 < fraction <= 1:
         raise ValueError(f"--optimizer-offload-fraction {fraction}: give more than 0, at most 1")
 

@@ -19,7 +19,7 @@ from megatron_llava.peft.linears import LoraColumnParallelLinear, LoraRowParalle
 from megatron_llava.peft.own_product import OwnProduct
 
 
-class _Fp8Linear(OwnProduct):
+class Fp8Linear(OwnProduct):
     """What core's two parallel linears share here: the product, and the state of its scales."""
 
     scaling: Fp8Scaling | None = None
@@ -44,19 +44,19 @@ class _Fp8Linear(OwnProduct):
             self.scales.load_state_of(self.number, state)
 
 
-class Fp8ColumnParallelLinear(_Fp8Linear, ColumnParallelLinear):
+class Fp8ColumnParallelLinear(Fp8Linear, ColumnParallelLinear):
     """A linear whose output columns are split over the tensor-parallel ranks."""
 
 
-class Fp8RowParallelLinear(_Fp8Linear, RowParallelLinear):
+class Fp8RowParallelLinear(Fp8Linear, RowParallelLinear):
     """A linear whose input columns are split over the tensor-parallel ranks."""
 
 
-class Fp8LoraColumnParallelLinear(_Fp8Linear, LoraColumnParallelLinear):
+class Fp8LoraColumnParallelLinear(Fp8Linear, LoraColumnParallelLinear):
     """The former with an adapter beside it, which is multiplied as it is."""
 
 
-class Fp8LoraRowParallelLinear(_Fp8Linear, LoraRowParallelLinear):
+class Fp8LoraRowParallelLinear(Fp8Linear, LoraRowParallelLinear):
     """Likewise."""
 
 
@@ -75,7 +75,7 @@ class Fp8TransformerLayer(TransformerLayer):
                 linear.scaling = forward_pass.scaling_of(linear.number)
         return super().forward(*args, **kwargs)
 
-    def fp8_linears(self) -> tuple[_Fp8Linear, ...]:
+    def fp8_linears(self) -> tuple[Fp8Linear, ...]:
         """In the order in which they run."""
         attention, mlp = self.self_attention, self.mlp
         return attention.linear_qkv, attention.linear_proj, mlp.linear_fc1, mlp.linear_fc2

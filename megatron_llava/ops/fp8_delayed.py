@@ -6,8 +6,9 @@ every input and weight is reduced to the maximum over the ranks, put before the 
 scales follow; at the end of a backward, when the part's first layer has its gradients, likewise
 those of the gradients. Weights are rounded in a step's first pass only and kept for the others,
 whose amax of them is a zero in the history. A forward without gradients (validation, generation)
-uses the scales and changes nothing. Scales start at one. A step that is skipped because a number in
-it is none has moved them, as it has there.
+uses the scales and changes nothing; Transformer Engine counts its magnitudes to those of the next
+pass. Scales start at one. A step that is skipped because a number in it is none has moved them, as
+it has there.
 """
 
 from __future__ import annotations

@@ -64,6 +64,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def check_flash_attention(transformer_impl: str, attention_backend: str) -> None:
+    """Raise ValueError where Transformer Engine is to use a package that is not installed."""
+    asked = transformer_impl == "transformer_engine" and attention_backend == "flash"
+    if asked and find_spec("flash_attn") is None:
+        raise ValueError(
+            "--attention-backend flash with --transformer-impl transformer_engine needs "
+            "flash-attn, which is not installed: install a version that Transformer Engine "
+            "supports, or give auto, fused or local"
+        )
+
+
 def check_precision_aware_optimizer() -> None:
     """Raise ValueError where Transformer Engine is missing, which core asks even to offload."""
     if find_spec("transformer_engine") is None:

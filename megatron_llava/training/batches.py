@@ -24,6 +24,8 @@ from megatron_llava.data.share import Share, dealt_views, share_of_pack
 
 _FP8_ROWS = 16
 """FP8 matrix products need a multiple of this many rows on each rank."""
+_BLOCK_ROWS = 128
+"""Rows that are gathered in blocks, of --fp8-recipe blockwise, are a multiple of this many."""
 
 
 def _say(text: str) -> None:
@@ -37,7 +39,10 @@ def row_multiple(config: RunConfig) -> int:
     ranks = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
     context = parallel.context_parallel_size
     chunks = 2 * context if context > 1 else 1
-    return chunks * ranks * (_FP8_ROWS if config.precision.fp8_format else 1)
+    rows = _FP8_ROWS if config.precision.fp8_format else 1
+    if config.precision.fp8_recipe == "blockwise" and ranks > 1:
+        rows = _BLOCK_ROWS
+    return chunks * ranks * rows
 
 
 def share_of_rank(config: RunConfig) -> Share:

@@ -32,7 +32,7 @@ from megatron_llava.training.checkpoint_layout import (
     layout,
     optimizer_kind,
 )
-from megatron_llava.training.held_weights import base_weights, held_weights, put
+from megatron_llava.training.held_weights import EXTRA_STATE, base_weights, held_weights, put
 from megatron_llava.training.optimizer_state import (
     allocate_adam_state,
     load_optimizer,
@@ -134,7 +134,7 @@ def load_weights(
     wanted = held_weights(models) if of_adapters else base_weights(models)
     # Transformer Engine's own state (FP8 histories) starts fresh where a checkpoint has none.
     for name, part in wanted.items():
-        wanted[name] = {k: v for k, v in part.items() if not k.endswith("_extra_state")}
+        wanted[name] = {k: v for k, v in part.items() if not k.endswith(EXTRA_STATE)}
     fresh = _without_values(directory, wanted, may_lack)
     for part in wanted.values():
         for name in fresh:
@@ -161,6 +161,20 @@ def _without_values(directory: Path, wanted: dict[str, Any], names: Sequence[str
         return []
     stored = dist_checkpointing.load_tensors_metadata(str(directory))
     return [name for name in present if name not in stored]
+
+
+def _stored_of(models: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The entries of models without those of Transformer Engine's own state that a checkpoint has
+    not: which module has any depends on --transformer-impl and --attention-backend."""
+    stored = dist_checkpointing.serialization.load_sharded_metadata(str(directory))
+    return {
+        model: {
+            name: entry
+            for name, entry in part.items()
+            if not name.endswith(EXTRA_STATE) or entry.unique_key in stored
+        }
+        for model, part in models.items()
+    }
 
 
 def _common_state(directory: Path) -> dict[str, Any]:
@@ -191,7 +205,8 @@ def load_training_state(
     Raises:
         CheckpointError: the checkpoint does not fit the model, the data or the layout.
     """
-    common = _common_state(_find_whole(root, iteration))
+    directory = _find_whole(root, iteration)
+    common = _common_state(directory)
     if common["data_fingerprint"] != state.data_fingerprint:
         raise CheckpointError(
             f"{root}: the run at step {iteration} read other data or packed it otherwise (data, "
@@ -203,7 +218,7 @@ def load_training_state(
     remarks = []
     if with_optimizer and state.optimizer is not None:
         check_optimizer(f"{root}: step {iteration}", common, state.optimizer, state.models)
-    models = held_weights(state.models)
+    models = _stored_of(held_weights(state.models), directory)
     asked = {name: set(part) for name, part in models.items()}
     content: dict[str, Any] = dict(models)
     if with_optimizer and state.optimizer is not None:

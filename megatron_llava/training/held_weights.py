@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
+
 from megatron_llava.config.training import part_of
+from megatron_llava.models.fp8_layers import Fp8Linear
 from megatron_llava.models.image_rows import OPTIONAL_ROWS
 from megatron_llava.models.llava import LlavaModel
 from megatron_llava.parallel.checkpoint_directory import CheckpointError
 from megatron_llava.peft.layers import adapted_linears
 from megatron_llava.peft.targets import is_adapter
+
+EXTRA_STATE = "_extra_state"
+"""How names end of what is no tensor: scales of FP8."""
 
 
 def held_weights(models: list[LlavaModel]) -> dict[str, Any]:
@@ -69,9 +75,18 @@ def put(
         CheckpointError: some of that is missing, or there is more.
     """
     for model, (name, keys) in zip(models, asked.items(), strict=True):
-        missing, surplus = model.load_state_dict(loaded[name], strict=False)
-        missing = [key for key in missing if key in keys]
+        state = {k: v for k, v in loaded[name].items() if not _of_emulation(model, k, v)}
+        missing, surplus = model.load_state_dict(state, strict=False)
+        missing = [key for key in missing if key in keys and key not in loaded[name]]
         if missing or surplus:
             raise CheckpointError(
                 f"{root}: lacks {missing[:3]} and has {surplus[:3]} for the model"
             )
+
+
+def _of_emulation(model: torch.nn.Module, name: str, value: Any) -> bool:
+    """Whether an entry has scales of emulated FP8 for a module of Transformer Engine, which reads
+    only its own: its scales start at one."""
+    if not name.endswith(EXTRA_STATE) or not isinstance(value, dict):
+        return False
+    return not isinstance(model.get_submodule(name.removesuffix("." + EXTRA_STATE)), Fp8Linear)

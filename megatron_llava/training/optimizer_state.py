@@ -102,7 +102,7 @@ def _allocate_hybrid_state(adam: HybridDeviceOptimizer) -> None:
     for group in adam.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
-            parameter.decoupled_grad = torch.zeros_like(parameter)
+            parameter.decoupled_grad = torch.zeros_like(parameter, dtype=torch.float32)
     adam.step()
     adam.zero_grad()
     for group, rate in zip(adam.param_groups, rates, strict=True):
@@ -122,7 +122,8 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     settings = [_settings(group) for adam in _adams(optimizer) for group in adam.param_groups]
     moments = []
     for part, content in zip(parts, contents, strict=True):
-        _count_from_zero(content)
+        if part.optimizer is not None and _counts_by_parameter(part.optimizer):
+            _count_from_zero(content)
         _fill_in_nothing(part, content)
         if part.config.use_precision_aware_optimizer:
             _hide_marks(content)
@@ -139,6 +140,7 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
         if isinstance(adam, HybridDeviceOptimizer):
             # Core forgets to with "dp_reshardable" state.
             adam._sync_hdo_state_to_sub_optimizers()
+            _count_on(adam)
     # What the command line says now wins over what it said when the checkpoint was saved.
     groups = [group for adam in _adams(optimizer) for group in adam.param_groups]
     for group, setting in zip(groups, settings, strict=True):
@@ -162,6 +164,16 @@ def saved_optimizer(
 def _of_parts(parts: Sequence[MegatronOptimizer], state: dict[str, Any]) -> list[dict[str, Any]]:
     """The state of each of core's optimizers in that of their chain."""
     return [state] if len(parts) == 1 else [state[number] for number in range(len(parts))]
+
+
+def _count_on(adam: HybridDeviceOptimizer) -> None:
+    """Let what stays on the GPU count its own steps: Transformer Engine's Adam does it in its
+    groups, over which core puts the outer ones before every step, with the count that was loaded.
+    """
+    counts = [group.pop("step") for group in adam.param_groups if "step" in group]
+    if adam.gpu_optimizer is not None and counts:
+        for group in adam.gpu_optimizer.param_groups:
+            group["step"] = int(counts[0])
 
 
 class _Unmarked(dict[str, Any]):

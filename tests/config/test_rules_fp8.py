@@ -10,6 +10,7 @@ ENGINE = {
 }
 EMULATION = {"fp8_format": "hybrid", "bf16": True, "fp8_emulation": True}
 TENSORWISE = {"fp8_recipe": "tensorwise"}
+TP2 = {"tensor_model_parallel_size": 2, "ffn_hidden_size": 128}
 ENDS = {"first_last_layers_bf16": True}
 
 
@@ -50,6 +51,18 @@ def test_fp8_that_there_is(make_config, changes):
             {**ENGINE, "fp8_emulation": True},
             "--fp8-emulation|--transformer-impl local, not transformer_engine",
         ),
+        (
+            {**ENGINE, "hidden_size": 72, "num_attention_heads": 9, "num_query_groups": 9},
+            "--hidden-size have 72 of --tensor-model-parallel-size 1",
+        ),
+        (
+            {**ENGINE, "ffn_hidden_size": 56},
+            "--fp8-format hybrid needs sizes that are multiples of 16|--ffn-hidden-size have 56",
+        ),
+        (
+            {**ENGINE, "fp8_recipe": "blockwise", "sequence_parallel": True, **TP2},
+            "--fp8-recipe blockwise with --sequence-parallel|--hidden-size is",
+        ),
         ({**EMULATION, "bf16": False}, "--fp8-format hybrid needs --bf16"),
         (
             {**EMULATION, "lora_rank": 4},
@@ -81,8 +94,9 @@ def test_fp8_that_there_is(make_config, changes):
     ],
 )
 def test_fp8_that_there_is_not(make_config, changes, words):
+    config = make_config(**changes)
     with pytest.raises(ValueError) as caught:
-        validate(make_config(**changes), 1)
+        validate(config, config.parallel.tensor_model_parallel_size)
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words.split("|")), message

@@ -40,11 +40,19 @@ def test_allowed(values):
         ({**AWARE, "optimizer_offload_fraction": 0.5}, "0.5 needs --optimizer-cpu-offload"),
         ({**AWARE, "use_distributed_optimizer": False}, "needs --use-distributed-optimizer"),
         ({**AWARE, "device": "cpu"}, "needs a GPU, and --device is cpu"),
+        (
+            {**AWARE, "bf16": False, "fp16": True},
+            "with --fp16 takes no gradients in float16: add --accumulate-allreduce-grads-in-fp32",
+        ),
         ({"optimizer_cpu_offload": True}, "offload needs --use-precision-aware-optimizer"),
         ({**OFFLOAD, "bf16": False}, "--optimizer-cpu-offload needs --bf16"),
         ({**OFFLOAD, "exp_avg_dtype": "bf16"}, "--exp-avg-dtype bf16 with --optimizer-cpu-offl"),
         ({**OFFLOAD, "optimizer_offload_fraction": 0.0}, "-fraction 0.0: give more than 0"),
         ({**OFFLOAD, "optimizer_offload_fraction": 1.5}, "-fraction 1.5: give more than 0"),
+        (
+            {**OFFLOAD, "overlap_cpu_optimizer_d2h_h2d": True, "grad_reduce_in_bf16": True},
+            "--overlap-cpu-optimizer-d2h-h2d with --grad-reduce-in-bf16: .*drop one",
+        ),
     ],
 )
 def test_refused(values, said):
