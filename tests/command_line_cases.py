@@ -143,7 +143,7 @@ def one_run(folder: Path) -> dict[str, Case]:
         "plan": Case(
             TOOLS["plan"],
             [*planned, "--gpus=2", "--gpu=a100-40gb"],
-            ["fits", "packs of", "steps of 4 samples"],
+            ["fits", "packs of", "2 steps of 8 samples", "2.00 passes"],
             0,
         ),
         "preprocess another": Case(
