@@ -145,7 +145,8 @@ def _video(video: ImageSource, source: str, settings: VisualSettings) -> StoredV
 
 def _frame_folder(path: Path, source: str, settings: VisualSettings) -> StoredVideo:
     """LLaVA-NeXT's frame folders: 10 of the files, in the order of their names, at 2 per second;
-    with ``all_frames`` all of them, with ``frame_sampler`` those that it chooses."""
+    with ``force_sample`` so many as ``frames_upbound``, with ``all_frames`` all of them, with
+    ``frame_sampler`` those that it chooses."""
     named = f"{source}: video {path}"
     files = sorted(file for file in path.iterdir() if file.is_file())
     if not files:
@@ -156,7 +157,9 @@ def _frame_folder(path: Path, source: str, settings: VisualSettings) -> StoredVi
     elif settings.sampling.all_frames:
         numbers = np.arange(len(files))
     else:
-        numbers = spread_frames(len(files), FOLDER_FRAMES)
+        sampling = settings.sampling
+        count = sampling.frames_upbound if sampling.force_sample else FOLDER_FRAMES
+        numbers = spread_frames(len(files), count)
     frames = [files[number].read_bytes() for number in numbers]
     return _stored(pack_frames(frames), numbers, len(files), FOLDER_FPS, named, settings)
 

@@ -140,8 +140,10 @@ def check_outputs(config: RunConfig) -> None:
     """Find what cannot be written now, not at the first save or when the ranks have met.
 
     Raises:
-        ValueError: a folder or file that a flag names cannot be made or written.
+        ValueError: a folder or file that a flag names cannot be made or written, or holds what
+            the run would write over.
     """
+    _check_nothing_is_replaced(config)
     log_file, profiling = config.logging.log_file, config.profiling
     snapshot = profiling.memory_snapshot_path if profiling.record_memory_history else None
     if log_file is not None and Path(log_file).is_dir():
@@ -160,6 +162,17 @@ def check_outputs(config: RunConfig) -> None:
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ValueError(f"{option} {path}: {existing} is not a folder that can be written to")
+
+
+def _check_nothing_is_replaced(config: RunConfig) -> None:
+    """A run that forgot to resume would count from 0 and write over its own checkpoints."""
+    save, load = config.checkpoint.save, config.checkpoint.load
+    found = None if save is None or load is not None else latest_iteration(save)
+    if isinstance(found, int):
+        raise ValueError(
+            f"--save {save} holds checkpoints up to step {found}, which a run from step 0 would "
+            f"replace: add --load {save} to go on from there, or name another folder"
+        )
 
 
 def how_to_go_on(config: RunConfig) -> str:

@@ -24,7 +24,7 @@ from megatron_llava.vision.tiles import square_view
 FOLDER_FPS = 2.0
 """What LLaVA-NeXT takes the frames of a folder for."""
 FOLDER_FRAMES = 10
-"""How many of them it takes."""
+"""How many of them it takes, unless `force_sample` says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

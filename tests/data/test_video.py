@@ -197,17 +197,21 @@ def test_the_video_file_is_kept_as_it_is(stored, videos):
     assert store.load(1).image_sizes == ((7, 0),)
 
 
-def test_a_folder_of_frames(stored, videos):
-    store = stored(record("frames"), add_time_instruction=True)
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [({}, 10), ({"frames_upbound": 4}, 10), ({"frames_upbound": 4, "force_sample": True}, 4)],
+)
+def test_a_folder_of_frames(stored, videos, flags, count):
+    store = stored(record("frames"), add_time_instruction=True, **flags)
     sample = store.load(0)
-    assert sample.image_sizes == ((10, 0),)
-    numbers = np.linspace(0, 36, 10, dtype=int)
+    assert sample.image_sizes == ((count, 0),)
+    numbers = np.linspace(0, 36, count, dtype=int)
     views = views_of(
         sample,
         0,
         replace(ONEVISION, tile_size=48, patch_size=8, image_aspect_ratio="pad", grid_pinpoints=()),
     )
-    assert len(views) == 10
+    assert len(views) == count
     first = Image.fromarray(frame(int(numbers[1]))).resize((48, 48), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(views[1], np.asarray(first).transpose(2, 0, 1))
 

@@ -157,6 +157,14 @@ def test_a_flag_that_contradicts_the_weights_is_an_error(run):
     assert f"{run}/model.yaml" in message
 
 
+def test_checkpoints_are_not_written_over_by_a_run_that_does_not_read_them(run, converted):
+    message = error_of(config_of(save=run), check_outputs)
+    assert f"--save {run} holds checkpoints up to step 20" in message and f"--load {run}" in message
+    check_outputs(config_of(save=run, load=run))
+    check_outputs(config_of(save=run, load=converted))
+    check_outputs(config_of(save=converted))
+
+
 ENCODER = {"temporal_encoder_layers": 2}
 
 
