@@ -8,7 +8,6 @@ the learning rates and saves, and an estimate of memory and FLOPs (see megatron_
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from megatron_llava.observe.parameters import part_parameters
 from megatron_llava.plan.layout import Machine, plan_layout
 from megatron_llava.plan.pack_load import PackLoad
 from megatron_llava.plan.workload import SampleSizes, workload_of_samples
+from megatron_llava.platform.torchrun import launched_ranks
 from megatron_llava.vision.settings import image_settings
 from megatron_llava.vision.token_layout import (
     number_of_tokens,
@@ -35,15 +35,6 @@ FRAMES = 32
 TYPICAL_IMAGE = (640, 480)
 TEXT_TOKENS, LOSS_TOKENS = 200, 120
 """Of the typical sample that FLOPs are told of: assumed, not measured."""
-
-
-def ranks_of(launcher: Sequence[str]) -> int:
-    """How many ranks torchrun would start with these arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--nnodes", default="1")
-    parser.add_argument("--nproc-per-node", default="1")
-    known_arguments, _ = parser.parse_known_args(launcher)
-    return int(known_arguments.nnodes) * int(known_arguments.nproc_per_node)
 
 
 def settings(config: RunConfig) -> list[str]:
@@ -135,7 +126,7 @@ def estimate(config: RunConfig, ranks: int) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Print it all for the arguments of a torchrun."""
     at = list(arguments).index("megatron_llava.train")
-    ranks, config = ranks_of(arguments[:at]), parse_args(arguments[at + 1 :])
+    ranks, config = launched_ranks(arguments[:at]) or 1, parse_args(arguments[at + 1 :])
     try:
         if config.checkpoint.model is not None:
             config = fill_named_model(config, config.checkpoint.model)

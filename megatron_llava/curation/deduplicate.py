@@ -112,7 +112,7 @@ def deduplicate(settings: DeduplicateSettings, *, log: TextIO = sys.stderr) -> D
     report_path = settings.report_path
     check_output("--output", settings.output, overwrite=settings.overwrite)
     check_output("--report", report_path, overwrite=settings.overwrite)
-    if report_path == settings.output:
+    if report_path.resolve() == settings.output.resolve():
         raise ValueError(f"--report {report_path}: is the --output too")
     bad = BadRecords(settings.max_bad_records)
     records = open_json_records(settings.input, settings.seed, settings.data_root)

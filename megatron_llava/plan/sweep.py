@@ -12,7 +12,10 @@ from string import Template
 from typing import Any
 
 from megatron_llava.config.cli import parse_args
+from megatron_llava.config.model_yaml import fill_named_model
+from megatron_llava.config.validate import validate
 from megatron_llava.config.yaml_file import read_yaml_mapping
+from megatron_llava.platform.torchrun import launched_ranks
 
 _KEYS = ("command", "variables", "flags", "axes", "slurm")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -97,12 +100,27 @@ def read_sweep(path: Path, given: Mapping[str, str]) -> Sweep:
 def check_flags(run: SweepRun) -> None:
     """Parse the flags of a run of training; others are left to their program.
 
+    Those of a model that --model names are also held against each other. Another model is in a
+    checkpoint, which an earlier run may make.
+
     Raises:
         SystemExit: a line that names the run and the flag has been printed.
+        ValueError: one line that names the run, of flags that do not go together.
     """
-    if _TRAIN in run.program:
-        own = run.program[run.program.index(_TRAIN) + 1 :]
-        parse_args([*own, *run.flags], prog=f"sweep.py: run {run.name}")
+    if _TRAIN not in run.program:
+        return
+    at = run.program.index(_TRAIN)
+    config = parse_args([*run.program[at + 1 :], *run.flags], prog=f"sweep.py: run {run.name}")
+    model, ranks = config.checkpoint.model, launched_ranks(run.program[:at])
+    if model is None or ranks is None:
+        return
+    if config.parallel.device == "auto":
+        config = config.with_values({"device": "cuda"}, "default")
+    try:
+        config = fill_named_model(config, model)
+        validate(config, ranks)
+    except ValueError as error:
+        raise ValueError(f"run {run.name}: {error}") from None
 
 
 def slurm_script(sweep: Sweep, job: str) -> str:

@@ -149,6 +149,31 @@ def test_a_bad_flag_names_its_run(tmp_path, capsys):
     assert error.startswith("sweep.py: run 8: error: unknown flag --seq-lenght")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("model: llava-next-vicuna-8b", "run 1e-5: .*llava-next-vicuna-8b"),
+        ("save: out", "run 1e-5: --save out needs --save-interval: add it"),
+        ("sequence_parallel: true", "run 1e-5: --sequence-parallel"),
+        ("tensor_model_parallel_size: 3", "run 1e-5: .* 3"),
+        ("tensor_model_parallel_size: 4", None),
+    ],
+)
+def test_flags_that_do_not_go_together_name_their_run(tmp_path, flags, said):
+    shared = "model: llava-next-vicuna-7b, data_path: d, seq_length: 8192, train_iters: 9"
+    text = (
+        "command: torchrun --nnodes 2 --nproc_per_node 2 -m megatron_llava.train\n"
+        f"flags: {{{shared}}}\naxes: {{lr: {{1e-5: {{lr: 1e-5, {flags}}}}}}}\n"
+    )
+    run = sweep(tmp_path, text).runs[0]
+    if said is None:
+        check_flags(run)
+        return
+    with pytest.raises(ValueError, match=said) as caught:
+        check_flags(run)
+    assert "\n" not in str(caught.value)
+
+
 ECHO = "command: bash -c 'echo \"got $$1\"; exit $${1#--code=}' x\naxes: {code: [0, 7, 0.0]}\n"
 
 
