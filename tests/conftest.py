@@ -30,15 +30,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"ignore:::megatron\.core")
 
 
+# They start programs: what they need of the pool is little, and the other process has time for it.
+STARTED = ("test_compare_layouts.py", "test_evaluate.py", "test_lost_ranks.py")
+
+
 @pytest.hookimpl(tryfirst=True)  # the hook of pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where pytest-xdist shares the tests out: those of a file stay together, for what they set up
     is made once; those of the pool of ranks come first and stay in one process."""
+    groups = {}
     for item in items:
-        folder = item.path.parent.name
-        group = folder if folder == "distributed" else f"{folder}/{item.path.name}"
+        folder, name = item.path.parent.name, item.path.name
+        group = f"{folder}/{name}"
+        if folder == "distributed":
+            group = "started" if name in STARTED else folder
+        groups[item] = group
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path.parent.name != "distributed")
+    first = ("distributed", "started")
+    items.sort(key=lambda item: first.index(groups[item]) if groups[item] in first else len(first))
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,8 @@ def dry_run(script: str, settings: str = "") -> str:
 
 
 def test_every_folder_is_a_story_with_a_readme():
-    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "out"}
+    made = ("out", "__pycache__")
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name not in made}
     assert folders == {*STORIES, "recipes", "sweeps"}
     table = (EXAMPLES / "README.md").read_text()
     for name in STORIES:
