@@ -69,6 +69,11 @@ def merge_stores(prefix: str | Path, shards: Sequence[str | Path], *, overwrite:
             f"{prefix}: is one of the shards, which the merged store would replace; give another "
             "--output-prefix"
         )
+    if manifest_file(prefix).exists() and "shards" not in read_manifest(manifest_file(prefix)):
+        raise ValueError(
+            f"{prefix}: is a store of its own, of which only the manifest would be replaced; give "
+            "another --output-prefix"
+        )
     opened = []
     for shard in shards:
         if "shards" in read_manifest(manifest_file(shard)):

@@ -113,7 +113,9 @@ def test_what_cannot_be_merged(tmp_path):
     refused("no such store", a, tmp_path / "absent")
     with pytest.raises(ValueError, match="a: is one of the shards, which the merged store would"):
         merge_stores(a, [a, write(tmp_path / "d", [2])], overwrite=True)
-    assert len(Store(a)) == 1
+    with pytest.raises(ValueError, match="d: is a store of its own, of which only the manifest"):
+        merge_stores(tmp_path / "d", [a], overwrite=True)
+    assert len(Store(a)) == len(Store(tmp_path / "d")) == 1
     refused("tokenizer_fingerprint beef", a, write(tmp_path / "b", [1], fingerprint="beef"))
     refused("conversation_template mpt", a, write(tmp_path / "c", [1], template="mpt"))
     assert not (tmp_path / "m.json").exists()
