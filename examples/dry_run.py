@@ -126,8 +126,10 @@ def estimate(config: RunConfig, ranks: int) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Print it all for the arguments of a torchrun."""
     at = list(arguments).index("megatron_llava.train")
-    ranks, config = launched_ranks(arguments[:at]) or 1, parse_args(arguments[at + 1 :])
+    ranks, config = launched_ranks(arguments[:at]), parse_args(arguments[at + 1 :])
     try:
+        if ranks is None:
+            raise ValueError("--nnodes and --nproc-per-node: give numbers, which a dry run needs")
         if config.checkpoint.model is not None:
             config = fill_named_model(config, config.checkpoint.model)
         elif config.get("num_layers") is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from megatron_llava.config.model_yaml import MODEL_GROUPS, fill_model_from, fill_named_model
 from megatron_llava.config.run import RunConfig, all_fields
@@ -209,15 +210,15 @@ def architecture_from_checkpoint(config: RunConfig) -> RunConfig:
     if start[1] == HF:
         return fill_model_from(config, *hf_model_fields(start[0]))
     path = Path(start[0]) / MODEL_YAML
-    filled = fill_model_from(config, read_yaml_mapping(str(path)), str(path))
+    mapping = read_yaml_mapping(str(path))
+    filled = fill_model_from(config, mapping, str(path))
     if resumes(config, start):
-        _check_additions(filled, path)
+        _check_additions(filled, field_values(mapping, str(path), MODEL_GROUPS), path)
     return filled
 
 
-def _check_additions(config: RunConfig, path: Path) -> None:
+def _check_additions(config: RunConfig, before: dict[str, Any], path: Path) -> None:
     """A resumed run goes on with the parameters that it has trained, and with no others."""
-    before = field_values(read_yaml_mapping(str(path)), str(path), MODEL_GROUPS)
     for name in ("cross_image_attention", _LAYERS, _FRAMES):
         spec = all_fields()[name]
         then, now = before.get(name, spec.default), config.get(name)
